@@ -1,0 +1,112 @@
+"""The config keys of this package, and the one function that makes a config with all of them."""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from .errors import UserError
+
+
+def add_patchdct_config(cfg: CfgNode) -> None:
+    """Add the keys of PatchDCT and DCT-Mask, with their defaults, to a Detectron2 config."""
+    head = cfg.MODEL.ROI_MASK_HEAD
+    # Feature maps that the 14 x 14 RoI feature of PatchDCT's first stage is pooled from
+    head.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Probability above which foreground or background beats mixed at inference
+    head.PATCH_THRESHOLD = 0.30
+    # Width of the fully connected layers and of the refinement's last convolutions
+    head.HIDDEN_FEATURES = 1024
+    # Elements of the mask's DCT vector, parameter `N`
+    head.DCT_VECTOR_DIM = 300
+    # Side in pixels of the mask that they encode, parameter `K`; the PatchDCT configs have 112
+    head.MASK_SIZE = 128
+    # R in Eq. 4 and 5: "l1", "sl1" (smooth l1) or "l2"
+    head.DCT_LOSS_TYPE = "l1"
+    # Factor of the whole mask loss; DCT-Mask, which sums over elements, has 0.007
+    head.MASK_LOSS_PARA = 1.0
+    # Feature maps that the fine RoI feature is pooled from, and its side
+    head.FINE_FEATURES = ["p2"]
+    head.FINE_FEATURES_RESOLUTION = 42
+    # Side in pixels of the mask put together from patches, and of a patch, parameter `m`
+    head.MASK_SIZE_ASSEMBLE = 112
+    head.PATCH_SIZE = 8
+    # Elements of a patch's DCT vector, parameter `n`
+    head.PATCH_DCT_VECTOR_DIM = 6
+    # Stages, the DCT-Mask stage counted: 2 is one PatchDCT module
+    head.NUM_STAGE = 2
+    # Weight of each stage's loss, parameter `lambda` in Eq. 3
+    head.MASK_LOSS_PARA_EACH_STAGE = [1.0, 1.0]
+    # Accepted for the published configs' sake; True is refused
+    head.EVAL_GT = False
+    # Data sets in COCO format to register: [name, JSON file, image folder] each
+    cfg.DATASETS.COCO_FORMAT = []
+
+
+def add_dctmask_config(cfg: CfgNode) -> None:
+    """Add the keys of DCT-Mask, which are among PatchDCT's."""
+    add_patchdct_config(cfg)
+
+
+def get_cfg() -> CfgNode:
+    """Return Detectron2's default config with the keys of this project; what every tool and test starts from."""
+    cfg = get_detectron2_cfg()
+    add_patchdct_config(cfg)
+    return cfg
+
+
+def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence[Sequence[str]] = ()) -> CfgNode:
+    """Return the frozen config that a config file and command-line overrides make.
+
+    Args:
+        config_file: a YAML file, or "" for the defaults.
+        opts: ``KEY VALUE`` pairs.
+        datasets: [name, JSON file, image folder] triples to add to ``DATASETS.COCO_FORMAT``.
+
+    Raises:
+        UserError: if the file is missing or no YAML, or a key or value does not fit. A config that asks for CUDA on a machine
+            without it is not an error: the model goes to the CPU, with a warning.
+    """
+    cfg = get_cfg()
+    source = config_file or "the command line"
+    try:
+        if config_file:
+            if not Path(config_file).is_file():
+                raise UserError(f"no config file {config_file}; those of this project are in configs/")
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        source = "the command line"
+        opts = list(opts)
+        if len(opts) % 2:
+            raise UserError(f"overrides come as KEY VALUE pairs; {opts[-1]!r} has no value")
+        cfg.merge_from_list(opts)
+        cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *map(list, datasets)]
+    except UserError:
+        raise
+    except KeyError as e:
+        raise UserError(_unknown_key_message(cfg, str(e.args[0]), source)) from None
+    except (AssertionError, ValueError, yaml.YAMLError, OSError) as e:
+        raise UserError(f"{source}: {e}") from None
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning("No CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def _unknown_key_message(cfg: CfgNode, message: str, source: str) -> str:
+    key = message.rpartition(" ")[2]
+    close = difflib.get_close_matches(key, _all_keys(cfg), n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{source}: unknown config key {key}{hint}"
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in node.items():
+        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+    return keys

@@ -1,0 +1,85 @@
+"""Detectron2's trainer with this project's data checks, checkpoints and evaluation."""
+
+import json
+import logging
+import weakref
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from .checkpoint import SafeCheckpointer
+from .data.dataset_mapper import CheckedDatasetMapper
+from .evaluation import COCOInstanceEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer that loads checkpoints as data, names unreadable images, and evaluates box, mask and boundary AP."""
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer gives DDP a device id, which DDP refuses for a model on the CPU
+        with mock.patch.object(defaults, "create_ddp_model", _create_ddp_model):
+            super().__init__(log_scaled_schedule(cfg))
+
+    def build_hooks(self) -> list[HookBase]:
+        # The first place after DefaultTrainer has made its own checkpointer and before a hook holds on to it
+        self.checkpointer = SafeCheckpointer(
+            self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=CheckedDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_detection_test_loader(cfg, dataset_name, mapper=CheckedDatasetMapper(cfg, is_train=False))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        output_dir = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
+        return COCOInstanceEvaluator(dataset_name, output_dir=str(output_dir))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluate on every data set of DATASETS.TEST, and write the metrics to ``evaluation.json`` in OUTPUT_DIR too."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            path = Path(cfg.OUTPUT_DIR) / "evaluation.json"
+            path.write_text(json.dumps(results, indent=2) + "\n")
+            logger.info("Wrote the metrics to %s", path)
+        return results
+
+
+def log_scaled_schedule(cfg: CfgNode) -> CfgNode:
+    """Scale batch, learning rate and schedule to the number of processes if SOLVER.REFERENCE_WORLD_SIZE asks for it.
+
+    The rule is Detectron2's (``DefaultTrainer.auto_scale_workers``); each key that it changes is logged.
+    """
+    scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+    for node, keys in (
+        ("SOLVER", ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS", "CHECKPOINT_PERIOD")),
+        ("TEST", ("EVAL_PERIOD",)),
+    ):
+        for key in keys:
+            if scaled[node][key] != cfg[node][key]:
+                logger.info("Scaled %s.%s from %s to %s", node, key, cfg[node][key], scaled[node][key])
+    return scaled
+
+
+def _create_ddp_model(model: torch.nn.Module, **kwargs: Any) -> torch.nn.Module:
+    if next(model.parameters()).device.type == "cpu":
+        kwargs["device_ids"] = None
+    return _detectron2_create_ddp_model(model, **kwargs)
+
+
+_detectron2_create_ddp_model = defaults.create_ddp_model

@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Train or evaluate any model of this project from a config.
+
+    python tools/train_net.py --config-file configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml --num-gpus 8
+    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model.pth
+    torchrun --nproc_per_node=2 tools/train_net.py --config-file ... MODEL.DEVICE cpu
+
+A data set of one's own in COCO format needs no Python: ``--dataset my_train annotations.json images/``, then
+``DATASETS.TRAIN "('my_train',)"``. SOLVER.REFERENCE_WORLD_SIZE 8 scales batch, learning rate and schedule of a config for
+8 GPUs to the GPUs at hand.
+"""
+
+import argparse
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from patchdct.checkpoint import SafeCheckpointer
+from patchdct.cli import run
+from patchdct.config import load_cfg
+from patchdct.data import prepare_datasets
+from patchdct.launch import launch
+from patchdct.trainer import Trainer
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Make the config, register and check its data sets, and start the log."""
+    cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="patchdct")
+    prepare_datasets(cfg, train=not args.eval_only)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    model = Trainer.build_model(cfg)
+    SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--dataset",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register a data set in COCO format; may be given several times",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run(launch, main, argument_parser().parse_args())
