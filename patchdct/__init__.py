@@ -25,11 +25,13 @@ __all__ = [
 ]
 
 if find_spec("detectron2") is not None:
+    from .backbone import build_narrow_resnet_fpn_backbone
     from .config import add_dctmask_config, add_patchdct_config, get_cfg
     from .mask_head import MaskRCNNDCTHead, MaskRCNNPatchDCTHead
     from .roi_heads import PatchDCTROIHeads
 
     __all__ += [
+        "build_narrow_resnet_fpn_backbone",
         "MaskRCNNDCTHead",
         "MaskRCNNPatchDCTHead",
         "PatchDCTROIHeads",

@@ -87,10 +87,10 @@ def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence
         cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *map(list, datasets)]
     except UserError:
         raise
-    except KeyError as e:
-        raise UserError(_unknown_key_message(cfg, str(e.args[0]), source)) from None
-    except (AssertionError, ValueError, yaml.YAMLError, OSError) as e:
-        raise UserError(f"{source}: {e}") from None
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError, OSError) as e:
+        # yacs says "Non-existent config key: ..." of a file's keys, "Non-existent key: ..." of the command line's
+        unknown = str(e).strip("'\"").startswith("Non-existent")
+        raise UserError(f"{source}: {_unknown_key_message(cfg, str(e)) if unknown else e}") from None
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -98,11 +98,10 @@ def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence
     return cfg
 
 
-def _unknown_key_message(cfg: CfgNode, message: str, source: str) -> str:
-    key = message.rpartition(" ")[2]
+def _unknown_key_message(cfg: CfgNode, message: str) -> str:
+    key = message.rpartition(" ")[2].strip("'\"")
     close = difflib.get_close_matches(key, _all_keys(cfg), n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    return f"{source}: unknown config key {key}{hint}"
+    return f"unknown config key {key}" + (f"; did you mean {' or '.join(close)}?" if close else "")
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:

@@ -29,8 +29,8 @@ def dct_matrix(size: int, num_frequencies: int | None = None) -> Tensor:
     return matrix.float()
 
 
-def zigzag_order(size: int) -> Tensor:
-    """Return the zigzag scan of a square: (size * size, 2) int64 rows and columns.
+def zigzag_order(size: int) -> list[tuple[int, int]]:
+    """Return the zigzag scan of a square: its size * size (row, column) pairs in order.
 
     Anti-diagonal i runs from (i, 0) up to (0, i) where i is even, and back down where it is odd.
     """
@@ -38,7 +38,7 @@ def zigzag_order(size: int) -> Tensor:
     for i in range(2 * size - 1):
         rows = range(max(0, i - size + 1), min(i, size - 1) + 1)
         order += [(row, i - row) for row in (reversed(rows) if i % 2 == 0 else rows)]
-    return torch.tensor(order, dtype=torch.int64).reshape(-1, 2)
+    return order
 
 
 def nearest_positions(in_size: int, out_size: int) -> Tensor:
@@ -72,14 +72,16 @@ class DCTMaskCodec(nn.Module):
         self.mask_size = mask_size
         self.vector_dim = vector_dim
         scan = zigzag_order(mask_size)[:vector_dim]
-        num_frequencies = int(scan.max()) + 1
-        # The spectrum is kept transposed (column, row), so that two right-hand products give a row-major mask.
-        scan_index = scan[:, 1] * num_frequencies + scan[:, 0]
-        spectrum_index = torch.full((num_frequencies**2,), vector_dim)
-        spectrum_index[scan_index] = torch.arange(vector_dim)
+        num_frequencies = max(map(max, scan)) + 1
+        # The spectrum is kept transposed (column, row), so that two right-hand products give a row-major mask
+        scan_index = [column * num_frequencies + row for row, column in scan]
+        # Where each element of the spectrum stands in a vector; those beyond N point behind its end
+        spectrum_index = [vector_dim] * num_frequencies**2
+        for i, index in enumerate(scan_index):
+            spectrum_index[index] = i
         self.register_buffer("basis", dct_matrix(mask_size, num_frequencies), persistent=False)
-        self.register_buffer("scan_index", scan_index, persistent=False)
-        self.register_buffer("spectrum_index", spectrum_index, persistent=False)
+        self.register_buffer("scan_index", torch.tensor(scan_index), persistent=False)
+        self.register_buffer("spectrum_index", torch.tensor(spectrum_index), persistent=False)
 
     def extra_repr(self) -> str:
         return f"mask_size={self.mask_size}, vector_dim={self.vector_dim}"

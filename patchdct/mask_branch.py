@@ -15,6 +15,9 @@ from .errors import UserError
 from .layers import ConvReLU, MaskFCN, Norm
 from .patches import PatchLabel, assemble_patches
 
+# torch.compile does not trace comparisons of tensors with members of an enumeration
+BACKGROUND, MIXED, FOREGROUND = (label.value for label in PatchLabel)
+
 
 class PatchPrediction(NamedTuple):
     """What one PatchDCT module says about the patches of B masks."""
@@ -182,8 +185,8 @@ class PatchDCTBranch(MaskFCN):
         """Decode the mixed patches, fill the others, and put all together: (B, P) labels to (B, M, M) soft masks."""
         patches = self.patch_codec.decode(prediction.vectors)
         labels = labels[..., None, None]
-        uniform = (labels == PatchLabel.FOREGROUND).to(patches.dtype)
-        return assemble_patches(torch.where(labels == PatchLabel.MIXED, patches, uniform))
+        uniform = (labels == FOREGROUND).to(patches.dtype)
+        return assemble_patches(torch.where(labels == MIXED, patches, uniform))
 
     def final_labels(self, logits: Tensor) -> Tensor:
         """Label patches at inference: a foreground or background probability above the threshold beats mixed.
@@ -195,8 +198,8 @@ class PatchDCTBranch(MaskFCN):
             (B, P) int64 :class:`~patchdct.patches.PatchLabel` values.
         """
         probs = logits.float().softmax(-1)
-        background, foreground = probs[..., PatchLabel.BACKGROUND], probs[..., PatchLabel.FOREGROUND]
-        uniform = torch.where(foreground > background, PatchLabel.FOREGROUND, PatchLabel.BACKGROUND)
+        background, foreground = probs[..., BACKGROUND], probs[..., FOREGROUND]
+        uniform = torch.where(foreground > background, FOREGROUND, BACKGROUND)
         sure = torch.maximum(background, foreground) > self.patch_threshold
         return torch.where(sure, uniform, probs.argmax(-1))
 

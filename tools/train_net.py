@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 from patchdct.checkpoint import SafeCheckpointer
 from patchdct.cli import run
 from patchdct.config import load_cfg
-from patchdct.data import prepare_datasets
+from patchdct.data.prepare import prepare_datasets
 from patchdct.launch import launch
 from patchdct.trainer import Trainer
 

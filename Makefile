@@ -1,0 +1,52 @@
+# An environment of your own, such as one with a compiled Detectron2: make install VENV=/path/of/the/environment
+VENV ?= .venv
+PYTHON ?= python3
+# The versions known to work together; an environment of your own keeps those it has.
+CONSTRAINTS ?= $(if $(filter .venv,$(VENV)),constraints.txt)
+WORKERS ?= 2
+
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+define TELL_OF_ANOTHER
+import importlib.util, sys
+if importlib.util.find_spec("detectron2"):
+    print("note: $(PYTHON) has a Detectron2 already. To use it, stop this and run: make install VENV=" + sys.prefix)
+endef
+export TELL_OF_ANOTHER
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types doctor clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(STAMP) ## install everything into .venv, Detectron2 included unless there is one
+
+$(STAMP): setup.py pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_pypi_shims.py
+	@test -x $(RUN) || $(PYTHON) -c "$$TELL_OF_ANOTHER"
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --editable '.[test,dev]' $(addprefix --constraint ,$(CONSTRAINTS))
+	$(RUN) tools/install_detectron2.py
+	@touch $@
+
+demo: install ## train a small PatchDCT model on synthetic shapes (CPU) and draw its masks
+	$(RUN) tools/train_shapes_demo.py
+
+# Each worker computes on one thread: quicker than sharing the cores, and sums come out in the same order everywhere.
+test: install ## run the tests; PYTEST_ARGS="-k name" selects some
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: install ## check format and style
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+types: install ## check the types of both packages
+	$(RUN) -m mypy patchdct airm
+
+doctor: install ## tell what is installed, what is missing, and how to get it
+	$(RUN) patchdct/doctor.py
+
+clean: ## remove the environment, caches and build products
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,102 @@
+"""The mask branch of a model by itself, and what it costs: multiply-adds and parameters."""
+
+from typing import NamedTuple
+
+import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from .errors import UserError
+from .mask_branch import DCTMaskBranch, PatchDCTBranch
+
+
+class MaskNetwork(nn.Module):
+    """The mask head of a model as a plain network: RoI features and classes in, soft masks out."""
+
+    def __init__(self, model: nn.Module):
+        """
+        Args:
+            model: a Detectron2 model with StandardROIHeads or a subclass.
+
+        Raises:
+            UserError: if it has no mask head, or one that is not known here.
+        """
+        super().__init__()
+        roi_heads = getattr(model, "roi_heads", None)
+        if not isinstance(roi_heads, StandardROIHeads) or not roi_heads.mask_on:
+            raise UserError(
+                f"{type(model).__name__} with {type(roi_heads).__name__} has no mask branch to look at: it takes "
+                "StandardROIHeads or a subclass, and MODEL.MASK_ON True"
+            )
+        self.head = roi_heads.mask_head
+        if not isinstance(self.head, (PatchDCTBranch, DCTMaskBranch, MaskRCNNConvUpsampleHead)):
+            raise UserError(f"MODEL.ROI_MASK_HEAD.NAME {type(self.head).__name__} is not known to the analysis")
+        self.poolers = _poolers(roi_heads)
+        self.channels = model.backbone.output_shape()[roi_heads.mask_in_features[0]].channels
+
+    def example_inputs(self, num_instances: int, num_classes: int = 1) -> tuple[Tensor, ...]:
+        """Draw inputs of :meth:`forward`: (B,) int64 classes, then a (B, channels, R, R) feature for each pooler."""
+        sizes = [(num_instances, self.channels, *pooler.output_size) for pooler in self.poolers]
+        return torch.randint(num_classes, (num_instances,)), *(torch.randn(size) for size in sizes)
+
+    def forward(self, classes: Tensor, *features: Tensor) -> Tensor:
+        """(B,) classes, all 0 if class-agnostic, and RoI features to the (B, M, M) soft masks of inference."""
+        head = self.head
+        if isinstance(head, PatchDCTBranch):
+            _, stages = head.predict(*features, classes)
+            return head.assemble(stages[-1], head.final_labels(stages[-1].logits))
+        if isinstance(head, DCTMaskBranch):
+            return head.codec.decode(head.predict(*features, classes))
+        logits = head.layers(*features)
+        return logits[torch.arange(len(classes), device=classes.device), classes].sigmoid()
+
+
+class MaskBranchCost(NamedTuple):
+    """Multiply-adds for one instance, RoI pooling and element-wise arithmetic not counted, and parameters."""
+
+    every_class: int
+    """As the paper counts: convolutions and fully connected layers, for all classes; the DCT, an FFT there, is not seen."""
+    spent: int
+    """What the forward pass of this implementation does: the instance's class only, the DCT included."""
+    parameters: int
+    """Of the mask branch."""
+    model_parameters: int
+    """Of the whole model."""
+
+
+def mask_branch_cost(model: nn.Module) -> MaskBranchCost:
+    """Count a model's mask branch by fvcore, one multiply-add as one.
+
+    Raises:
+        UserError: if it has none, or one that is not known here.
+    """
+    network = MaskNetwork(model).cpu().eval()
+    counter = FlopCountAnalysis(network, network.example_inputs(num_instances=1))
+    # Applies the rows of a predictor that belong to one class; nothing else in a mask branch is a baddbmm.
+    counter.set_op_handle("aten::baddbmm", _count_baddbmm)
+    counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    macs = counter.by_operator()
+    layers = macs["conv"] + macs["linear"]
+    return MaskBranchCost(
+        every_class=int(layers + macs["baddbmm"] * getattr(network.head, "num_classes", 1)),
+        spent=int(counter.total()),
+        parameters=_num_parameters(network.head),
+        model_parameters=_num_parameters(model),
+    )
+
+
+def _poolers(roi_heads: StandardROIHeads) -> list[ROIPooler]:
+    head = roi_heads.mask_head
+    return [head.coarse_pooler, head.fine_pooler] if isinstance(head, PatchDCTBranch) else [roi_heads.mask_pooler]
+
+
+def _count_baddbmm(inputs: list, outputs: list) -> int:
+    batch, rows, inner = inputs[1].type().sizes()
+    return batch * rows * inner * inputs[2].type().sizes()[2]
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

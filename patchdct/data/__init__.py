@@ -1,0 +1,1 @@
+"""Data sets: registration and checks, synthetic shapes, and the mapper that names unreadable images."""

@@ -1,0 +1,56 @@
+"""Detectron2's mapper from data set dicts to model input, with readable errors about images."""
+
+from typing import Any
+
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import read_image
+
+from ..errors import UserError
+
+
+class ImageError(UserError):
+    """An image file that is missing, unreadable, truncated or of another size than its annotations say.
+
+    Raised in a worker process, it is made again by PyTorch's data loader, with the worker's traceback around the
+    message; the message alone is kept.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2].strip())
+
+
+class CheckedDatasetMapper(DatasetMapper):
+    """:class:`DatasetMapper` that ends in an :class:`ImageError` naming the file where an image cannot be used.
+
+    Only ``__call__`` is overridden. An image costs nothing more to read; a failed one is read again to tell whether the
+    image was the cause. Pillow must be left to refuse truncated files (``ImageFile.LOAD_TRUNCATED_IMAGES`` False, as
+    it comes).
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return super().__call__(dataset_dict)
+        except Exception:
+            check_image(dataset_dict, self.image_format)
+            raise
+
+
+def check_image(dataset_dict: dict[str, Any], image_format: str) -> None:
+    """Read an image of a data set in Detectron2's format.
+
+    Raises:
+        ImageError: if it cannot be read whole, or its size is not the dict's "width" and "height".
+    """
+    file_name = dataset_dict["file_name"]
+    try:
+        height, width = read_image(file_name, format=image_format).shape[:2]
+    except FileNotFoundError:
+        raise ImageError(f"no image {file_name}; check the image folder of its data set") from None
+    except Exception as e:  # whatever a damaged file makes Pillow stumble over
+        raise ImageError(f"cannot read image {file_name}: {e}; restore it, or take it out of its data set") from None
+    expected = dataset_dict.get("width", width), dataset_dict.get("height", height)
+    if (width, height) != expected:
+        raise ImageError(
+            f"image {file_name} is {width} x {height} pixels, but its annotations say {expected[0]} x {expected[1]}; "
+            "is it the image that was annotated?"
+        )

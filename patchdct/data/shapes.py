@@ -1,0 +1,292 @@
+"""Draw the synthetic data set "shapes": overlapping, textured objects whose difficulty is their outline.
+
+Every class has its own outline and its own hue, before a muted background, so that recognising an object is easy.
+Outlines carry teeth, slits, holes, spikes and thin strokes some 3 to 8 pixels wide at 256 pixels, and are bent by
+waves of ever smaller length down to a few pixels: the larger the image, the more detail one scene shows.
+
+Outlines are lists of (polygon, fills): (K, 2) float polygons within about the unit disk, painted one after
+the other; a polygon that does not fill cuts a hole. Arrays of images are (size, size, 3) float32 in [0, 1], RGB.
+"""
+
+import colorsys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+DRAWING_VERSION = 1  # to be raised with every change that alters a picture: data made before it are then refused
+SUPERSAMPLING = 4
+MIN_VISIBLE = 0.45  # of an object's own pixels; objects hidden more than this are not drawn at all
+MAX_OBJECTS = 5
+Outline = list[tuple[np.ndarray, bool]]
+Window = tuple[slice, slice]  # rows and columns
+
+
+class Scene(NamedTuple):
+    """One image (S, S, 3) uint8 RGB, the disjoint visible masks (N, S, S) bool and the class indices (N,)."""
+
+    image: np.ndarray
+    masks: np.ndarray
+    classes: np.ndarray
+
+
+def _polar(radius: np.ndarray | float, angle: np.ndarray) -> np.ndarray:
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _circle(x: float, y: float, radius: float) -> np.ndarray:
+    return _polar(radius, np.linspace(0, 2 * np.pi, 40, endpoint=False)) + (x, y)
+
+
+def _rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+
+def _stroke(path: np.ndarray, width: np.ndarray | float) -> np.ndarray:
+    """Return the polygon around a (K, 2) path whose width, one number or K, may taper."""
+    tangent = np.gradient(path, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    offset = tangent[:, ::-1] * (-0.5, 0.5) * np.broadcast_to(width, len(path))[:, None]
+    return np.concatenate([path + offset, (path - offset)[::-1]])
+
+
+def _teeth(count: int, fractions: list[float], radii: list[float], phase: float = 0.0) -> np.ndarray:
+    """Return a closed polar profile that repeats (fraction of the tooth, radius) count times around the centre."""
+    turns = (np.arange(count)[:, None] + np.array(fractions)[None]).ravel() / count
+    return _polar(np.tile(radii, count), 2 * np.pi * turns + phase)
+
+
+def _gear(rng: Generator) -> Outline:
+    root, spokes = rng.uniform(0.78, 0.82), int(rng.integers(3, 6))
+    outline: Outline = [(_teeth(int(rng.integers(10, 15)), [0, 0.1, 0.45, 0.55], [root, 1, 1, root]), True)]
+    for k in range(spokes):
+        inner, outer = 0.36, root - 0.2
+        half = np.pi / spokes - 0.1 / np.array([inner, outer])  # leaves spokes of one width along their length
+        arcs = [_polar(r, np.linspace(-h, h, 12)[::s]) for r, h, s in zip((inner, outer), half, (1, -1), strict=True)]
+        turn = 2 * np.pi * k / spokes
+        rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        outline.append((np.concatenate(arcs) @ rotation, False))
+    return [*outline, (_circle(0, 0, 0.14), False)]
+
+
+def _star(rng: Generator) -> Outline:
+    spikes, valley, short = int(rng.integers(4, 7)), rng.uniform(0.56, 0.62), rng.uniform(0.8, 0.9)
+    body = _teeth(spikes, [0, 0.25, 0.5, 0.75], [1, valley, short, valley])
+    return [(body, True), (_teeth(spikes, [0, 0.5], [0.26, 0.13], rng.uniform(0, 1)), False)]
+
+
+def _comb(rng: Generator) -> Outline:
+    count, back = int(rng.integers(6, 9)), rng.uniform(0, 0.15)
+    outline: Outline = [(_rectangle(-1, -0.75, 1, back), True)]
+    for x in np.linspace(-1, 1, count, endpoint=False):
+        tip = rng.uniform(0.55, 0.75)
+        tooth = [(x, back), (x + 1.4 / count, back), (x + 1.2 / count, tip), (x + 0.2 / count, tip)]
+        outline.append((np.array(tooth), True))
+    holes = np.linspace(-0.7, 0.7, int(rng.integers(3, 5)))
+    return outline + [(_circle(x, back / 2 - 0.4, 0.12), False) for x in holes]
+
+
+def _ring(rng: Generator) -> Outline:
+    angle, lobes = np.linspace(0, 2 * np.pi, 240, endpoint=False), int(rng.integers(8, 12))
+    outline: Outline = [(_polar(0.93 + 0.07 * np.cos(lobes * angle), angle), True)]
+    outline.append((_teeth(lobes, [0, 0.4, 0.5, 0.9], [0.3, 0.3, 0.4, 0.4]), False))
+    holes = _polar(0.66, np.linspace(0, 2 * np.pi, int(rng.integers(5, 8)), endpoint=False))
+    return outline + [(_circle(x, y, 0.1), False) for x, y in holes]
+
+
+def _leaf(rng: Generator) -> Outline:
+    count, width = int(rng.integers(6, 9)), rng.uniform(0.65, 0.75)
+    along = np.linspace(0, 1, 40 * count)
+    saw = (along * count) % 1 + 0.2 * ((along * count * 5) % 1)  # teeth, and teeth on the teeth
+    half = width * np.sin(np.pi * along**0.8) ** 0.7 * (0.8 + 0.25 * saw)
+    side = np.stack([half, 1.7 * along - 1], axis=1)
+    outline: Outline = [(np.concatenate([side, (side * (-1, 1))[::-1]]), True)]
+    outline.append((_stroke(np.array([(0.0, 0.4), (0.02, 0.8), (0.1, 1.05)]), np.array([0.16, 0.14, 0.18])), True))
+    for y in (-0.2, 0.2):
+        for direction in (-1, 1):
+            vein = np.array([(0.09 * direction, y), (width * 0.55 * direction, y - 0.3)])
+            outline.append((_stroke(vein, np.array([0.13, 0.06])), False))
+    return outline
+
+
+def _puzzle(rng: Generator) -> Outline:
+    """A jigsaw piece: a knob (fills) or a socket (cuts) in the middle of each side, joined by a narrower neck."""
+    outline: Outline = [(_rectangle(-0.7, -0.7, 0.7, 0.7), True)]
+    for k, knob in enumerate(rng.permutation([True, True, False, rng.uniform() < 0.5])):
+        reach, neck = (0.84, 0.66) if knob else (0.5, 0.72)
+        along = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][k])
+        offset = along * reach + along[::-1] * rng.uniform(-0.15, 0.15)
+        outline.append((_circle(*offset, rng.uniform(0.17, 0.2)), bool(knob)))
+        joint = np.stack([offset, offset + along * (neck - reach)])
+        outline.append((_stroke(joint, 0.2), bool(knob)))
+    return outline
+
+
+def _spiral(rng: Generator) -> Outline:
+    """A band whose turns leave a slit, with thorns outside."""
+    turns, thorns = rng.uniform(1.5, 1.9), int(rng.integers(10, 14))
+    along = np.linspace(0.02, 1, 400)
+    width = 0.66 / turns * (0.95 + 0.15 * ((along * thorns) % 1))
+    return [(_stroke(_polar(0.9 * along**0.95, 2 * np.pi * turns * along), width), True)]
+
+
+def _snowflake(rng: Generator) -> Outline:
+    outline: Outline = [(_teeth(6, [0, 0.5], [0.62, 0.56]), True)]
+    foot, length = rng.uniform(0.66, 0.72), rng.uniform(0.32, 0.38)
+    for turn in np.arange(6) * np.pi / 3:
+        outline.append((_stroke(_polar(np.array([0.2, 1.0]), np.array([turn, turn])), np.array([0.26, 0.2])), True))
+        for side in (-0.9, 0.9):
+            start = _polar(np.array([foot]), np.array([turn]))
+            tip = start + _polar(np.array([length]), np.array([turn + side]))
+            outline.append((_stroke(np.concatenate([start, tip]), np.array([0.18, 0.14])), True))
+    return [*outline, (_teeth(6, [0, 0.5], [0.3, 0.15]), False)]
+
+
+_OUTLINES: dict[str, Callable[[Generator], Outline]] = {
+    "gear": _gear,
+    "star": _star,
+    "comb": _comb,
+    "ring": _ring,
+    "leaf": _leaf,
+    "puzzle": _puzzle,
+    "spiral": _spiral,
+    "snowflake": _snowflake,
+}
+SHAPES_CLASSES = tuple(_OUTLINES)
+
+
+def _subdivide(polygon: np.ndarray, step: float) -> np.ndarray:
+    """Put points on the edges of a (K, 2) polygon, no more than step apart, and keep its corners."""
+    edges = np.roll(polygon, -1, axis=0) - polygon
+    pieces = np.maximum(1, np.ceil(np.linalg.norm(edges, axis=1) / step)).astype(int)
+    start = np.repeat(np.arange(len(polygon)), pieces)
+    fraction = np.arange(len(start)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return polygon[start] + edges[start] * (fraction / pieces[start])[:, None]
+
+
+def _bend(points: np.ndarray, rng: Generator, pixel: float) -> np.ndarray:
+    """Displace (K, 2) points by waves of halving length, down to 8 pixels; pixel is the length of one, in units."""
+    wavelength = 1.6
+    while wavelength > 8 * pixel:
+        direction, phase = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi, 2)
+        frequency = 2 * np.pi / wavelength * np.array([np.cos(direction), np.sin(direction)])
+        points = points + 0.045 * wavelength**0.8 * np.sin((points @ frequency)[:, None] + phase)
+        wavelength /= 2
+    return points
+
+
+def _points(label: int, centre: np.ndarray, side: float, rng: Generator) -> Outline:
+    """Return the outline in pixels of an object whose box is centred there and has the longer side given."""
+    polygons, fills = zip(*_OUTLINES[SHAPES_CLASSES[label]](rng), strict=True)
+    pixel = 2 / side
+    polygons = [_subdivide(polygon, 2 * pixel) for polygon in polygons]
+    points = _bend(np.concatenate(polygons), rng.spawn(1)[0], pixel)
+    turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1)
+    points = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) * (1, aspect)
+    low, high = points.min(axis=0), points.max(axis=0)
+    points = (points - (low + high) / 2) * side / (high - low).max() + centre
+    return list(zip(np.split(points, np.cumsum([len(p) for p in polygons])[:-1]), fills, strict=True))
+
+
+def _coverage(outline: Outline, window: Window) -> np.ndarray:
+    """Rasterise an outline given in pixels: the covered share (h, w) float32 of each pixel of the window."""
+    rows, columns = window
+    canvas = np.zeros(
+        ((rows.stop - rows.start) * SUPERSAMPLING, (columns.stop - columns.start) * SUPERSAMPLING), np.uint8
+    )
+    for polygon, fills in outline:
+        # fillPoly takes fixed-point numbers (4 bits of fraction) and has pixel centres at whole coordinates.
+        corners = np.round(((polygon - (columns.start, rows.start)) * SUPERSAMPLING - 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(canvas, [corners], 255 if fills else 0, shift=4)
+    shape = (columns.stop - columns.start, rows.stop - rows.start)
+    return cv2.resize(canvas, shape, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def _noise(rng: Generator, size: int, cells: int) -> np.ndarray:
+    """Return (size, size) noise of about unit deviation: octaves from the number of cells given to two pixels."""
+    noise, weight = np.zeros((cells, cells), np.float32), 0.8
+    while cells <= size // 2:
+        noise = cv2.resize(noise, (cells, cells), interpolation=cv2.INTER_CUBIC)
+        noise += weight * rng.standard_normal((cells, cells), dtype=np.float32)
+        cells, weight = 2 * cells, 0.6 * weight
+    return cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def _stripes(rng: Generator, size: int, low: float, high: float) -> np.ndarray:
+    """Return (size, size) soft stripes in [-1, 1] of a random direction and a period drawn from [low, high] px."""
+    angle = rng.uniform(0, np.pi)
+    axis = np.arange(size, dtype=np.float32) * np.float32(2 * np.pi / rng.uniform(low, high))
+    phase = axis[None] * np.float32(np.cos(angle)) + axis[:, None] * np.float32(np.sin(angle))
+    return np.clip(2 * np.sin(phase), -1, 1)
+
+
+def _background(size: int, rng: Generator) -> np.ndarray:
+    """Draw a greyish ground with sharp-edged blotches, stripes and noise, so that edges alone do not tell objects."""
+    noise_rng, blotch_rng = rng.spawn(2)
+    tint = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, 0.12), rng.uniform(0.4, 0.7)), np.float32)
+    blotches = np.sign(_noise(blotch_rng, size, 4))
+    shade = (
+        1 + 0.12 * _noise(noise_rng, size, 4) + 0.08 * _stripes(rng, size, 0.03 * size, 0.12 * size) + 0.07 * blotches
+    )
+    return tint * shade[..., None]
+
+
+def _paint(canvas: np.ndarray, coverage: np.ndarray, label: int, size: int, rng: Generator) -> None:
+    """Lay one textured, embossed object with its shadow over its window (h, w, 3) of the canvas, in place."""
+    noise_rng = rng.spawn(1)[0]
+    hue = (label + rng.uniform(-0.25, 0.25)) / len(SHAPES_CLASSES)
+    colour = np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.65, 0.9), rng.uniform(0.7, 0.95)), np.float32)
+    blurred = cv2.GaussianBlur(coverage, (0, 0), size / 100)
+    height, width = coverage.shape
+    shadow, light = (
+        cv2.warpAffine(blurred, np.array([[1.0, 0, d], [0, 1, d]]), (width, height)) for d in (size / 100, -size / 100)
+    )
+    longer = max(height, width)
+    texture = 0.08 * _noise(noise_rng, longer, 4) + 0.1 * _stripes(rng, longer, 0.02 * size, 0.06 * size)
+    shade = 1 + texture[:height, :width] + 0.35 * (shadow - light)
+    canvas *= (1 - 0.4 * shadow)[..., None]
+    canvas += coverage[..., None] * (colour * shade[..., None] - canvas)
+
+
+def _window(centre: np.ndarray, side: float, size: int) -> Window:
+    """Return the rows and columns, inside the image, of the square around an object and its shadow."""
+    reach = side / 2 + size / 20
+    low, high = np.clip([np.floor(centre - reach), np.ceil(centre + reach)], 0, size).astype(int)
+    return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def draw_scene(seed: int, index: int, size: int) -> Scene:
+    """Draw image `index` of the endless sequence that `seed` names, `size` pixels on each side (64 or more).
+
+    The result depends on the three arguments alone. The same scene at another size shows the same objects with more or
+    less detail. Objects are returned front to back; their masks hold the visible pixels.
+    """
+    rng = np.random.default_rng([seed, index])
+    ground_rng, *object_rngs = rng.spawn(1 + MAX_OBJECTS)
+    count = int(rng.integers(2, MAX_OBJECTS + 1))
+    centres, sides = np.zeros((0, 2)), np.zeros(0)
+    taken = np.zeros((size, size), bool)
+    objects, masks = [], []
+    for object_rng in object_rngs[:count]:
+        label = int(object_rng.integers(len(SHAPES_CLASSES)))
+        side = object_rng.uniform(0.3, min(0.65, 1.15 / count**0.5))
+        spots = object_rng.uniform(0.45 * side, 1 - 0.45 * side, (4, 2))
+        gaps = np.linalg.norm(spots[:, None] - centres, axis=2) / (side + sides)
+        spot = spots[np.argmax(gaps.min(axis=1, initial=1))]  # of four, the one most apart from the objects in front
+        window = _window(spot * size, side * size, size)
+        coverage = _coverage(_points(label, spot * size, side * size, object_rng), window)
+        mask = np.zeros_like(taken)
+        mask[window] = (coverage >= 0.5) & ~taken[window]
+        if mask.sum() < MIN_VISIBLE * (coverage >= 0.5).sum():
+            continue
+        taken |= mask
+        centres, sides = np.vstack([centres, spot]), np.append(sides, side)
+        objects.append((window, coverage, label, object_rng))
+        masks.append(mask)
+    image = _background(size, ground_rng)
+    for window, coverage, label, object_rng in objects[::-1]:
+        _paint(image[window], coverage, label, size, object_rng)
+    pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    return Scene(pixels, np.array(masks), np.array([label for _, _, label, _ in objects]))

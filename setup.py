@@ -1,0 +1,47 @@
+from setuptools import find_packages, setup
+
+# Detectron2 is a prerequisite that cannot be named here, because it is not on PyPI: README.md says how to get one.
+REQUIREMENTS = [
+    # torch.serialization.safe_globals came with torch 2.5.
+    "torch>=2.5",
+    "torchvision>=0.20",
+    "numpy>=1.26",
+    "opencv-python>=4.8",
+    "Pillow>=10.0",
+    "matplotlib>=3.8",
+    "rich>=13.0",
+    "tqdm>=4.60",
+    # Evaluation; boundary AP came with faster-coco-eval 1.6.
+    "pycocotools>=2.0.7",
+    "faster-coco-eval>=1.6",
+    "lvis>=0.5.3",
+    "cityscapesscripts>=2.2",
+    # What Detectron2 itself needs at run time.
+    "cloudpickle>=2.0",
+    "fvcore>=0.1.5,<0.1.6",
+    "hydra-core>=1.3",
+    "iopath>=0.1.9",
+    "omegaconf>=2.2,<2.4",
+    "packaging",
+    "PyYAML>=5.1",
+    # 82 dropped pkg_resources, which Detectron2's model_zoo imports; 70.1 is the first to build wheels by itself.
+    "setuptools>=70.1,<82",
+    "tabulate>=0.8",
+    "tensorboard>=2.10",
+    "termcolor>=1.1",
+    "yacs>=0.1.8",
+]
+
+setup(
+    name="patchdct",
+    version="0.1.0",
+    description="Pixel-accurate instance masks for Detectron2: PatchDCT, DCT-Mask and AIRM",
+    license="Apache-2.0",
+    packages=find_packages(include=["patchdct*", "airm*"]),
+    python_requires=">=3.10",
+    install_requires=REQUIREMENTS,
+    extras_require={
+        "test": ["pytest>=8.0", "pytest-xdist>=3.5", "scipy>=1.11"],
+        "dev": ["mypy>=1.10", "ruff>=0.6", "types-PyYAML", "types-tqdm"],
+    },
+)

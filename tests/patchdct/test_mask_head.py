@@ -1,0 +1,221 @@
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_mask_head, build_model
+from detectron2.modeling.roi_heads import build_roi_heads
+from detectron2.utils.events import EventStorage
+
+from patchdct import PatchLabel, PatchPrediction, UserError
+from patchdct.mask_head import MaskRCNNDCTHead, MaskRCNNPatchDCTHead
+from tests.patchdct.test_mask_branch import published_shapes
+from tests.testing import detections, feature_maps, proposals, tiny_cfg, training_input
+
+SHAPES = {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in (2, 3, 4, 5)}
+
+
+def make_head(**mask_head) -> MaskRCNNPatchDCTHead:
+    torch.manual_seed(0)
+    return build_mask_head(tiny_cfg(**mask_head), SHAPES)
+
+
+def run_training(head, num_instances: list[int], features=None):
+    features = features or feature_maps(len(num_instances))
+    with EventStorage() as storage:
+        losses = head(features, [proposals(n, seed=i) for i, n in enumerate(num_instances)])
+    return losses, {k: v[0] for k, v in storage.latest().items()}
+
+
+def assert_finite_gradients(head) -> None:
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("loss_type", ["l1", "sl1", "l2"])
+@pytest.mark.parametrize("num_stage", [2, 3, 4])
+def test_loss_is_equation_3_of_its_logged_parts(num_stage, loss_type, agnostic):
+    weights = [0.5, 0.25, 2.0, 3.0][:num_stage]
+    head = make_head(
+        NUM_STAGE=num_stage,
+        MASK_LOSS_PARA_EACH_STAGE=weights,
+        DCT_LOSS_TYPE=loss_type,
+        CLS_AGNOSTIC_MASK=agnostic,
+        MASK_LOSS_PARA=0.7,
+    )
+    losses, logged = run_training(head, [2, 1])
+    parts = {k.removeprefix("patchdct/loss_"): v for k, v in logged.items()}
+    expected = weights[0] * parts["dct"]
+    for i, weight in enumerate(weights[1:], start=1):
+        suffix = f"_stage{i}" if num_stage > 2 else ""
+        expected += weight * (parts[f"patch_cls{suffix}"] + parts[f"patch_dct{suffix}"])
+    assert set(losses) == {"loss_mask"}
+    assert losses["loss_mask"].item() == pytest.approx(0.7 * expected, rel=1e-5)
+    losses["loss_mask"].backward()
+    assert_finite_gradients(head)
+
+
+def test_losses_of_known_predictions():
+    head = make_head()
+    instances = [proposals(2)]
+    masks = instances[0].gt_masks.crop_and_resize(instances[0].proposal_boxes.tensor, 112)
+    vectors = head.codec.encode(masks)
+    counts = masks.reshape(2, 14, 8, 14, 8).sum((2, 4)).reshape(2, 196)
+    labels = (counts > 0).long() + (counts == 64).long()
+    patch_vectors = head.patch_codec.encode(masks.reshape(2, 14, 8, 14, 8).transpose(2, 3).reshape(2, 196, 8, 8))
+    errors = torch.where(labels == PatchLabel.MIXED, 2.0, 50.0)[..., None]
+    stage = PatchPrediction(torch.zeros(2, 196, 3), patch_vectors + errors)
+    with EventStorage() as storage:
+        head.losses(vectors + 0.5, [stage], instances)
+    logged = {k: v[0] for k, v in storage.latest().items()}
+    assert logged["patchdct/loss_dct"] == pytest.approx(0.5, rel=1e-4)
+    assert logged["patchdct/loss_patch_cls"] == pytest.approx(torch.tensor(3.0).log().item(), rel=1e-4)
+    assert logged["patchdct/loss_patch_dct"] == pytest.approx(2.0, rel=1e-4), "patches that are not mixed do not count"
+
+
+@pytest.mark.parametrize("num_instances", [[0], [0, 2], [2, 0], [0, 0]])
+@pytest.mark.parametrize("num_stage", [2, 3])
+def test_images_without_foreground(num_instances, num_stage):
+    head = make_head(NUM_STAGE=num_stage, MASK_LOSS_PARA_EACH_STAGE=[1.0] * num_stage)
+    losses, _ = run_training(head, num_instances)
+    assert torch.isfinite(losses["loss_mask"])
+    assert (losses["loss_mask"].item() == 0) == (sum(num_instances) == 0)
+    losses["loss_mask"].backward()
+    assert_finite_gradients(head)
+
+
+def test_batch_without_mixed_patches():
+    head = make_head()
+    instances = proposals(2)
+    instances.gt_masks.tensor[:] = True
+    instances.proposal_boxes.tensor[:] = torch.tensor([10.0, 10, 60, 60])
+    with EventStorage() as storage:
+        loss = head(feature_maps(1), [instances])["loss_mask"]
+    loss.backward()
+    assert storage.latest()["patchdct/loss_patch_dct"][0] == 0
+    assert_finite_gradients(head)
+
+
+def test_batch_at_inference_equals_its_images_alone():
+    head = make_head().eval()
+    features = feature_maps(3)
+    counts = [3, 0, 2]
+    with torch.no_grad():
+        together = head(features, [detections(n, seed=i) for i, n in enumerate(counts)])
+        for i, n in enumerate(counts):
+            alone = head({k: v[i : i + 1] for k, v in features.items()}, [detections(n, seed=i)])[0]
+            assert together[i].pred_masks.shape == (n, 1, 112, 112)
+            torch.testing.assert_close(together[i].pred_masks, alone.pred_masks, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [[0], [0, 0]])
+def test_no_detections_at_all(counts):
+    head = make_head().eval()
+    head.keep_stages = True
+    with torch.no_grad():
+        out = head(feature_maps(len(counts)), [detections(0) for _ in counts])
+    assert all(x.pred_masks.shape == (0, 1, 112, 112) for x in out)
+    assert all(x.pred_patch_labels.shape == (0, 14, 14) for x in out)
+
+
+def test_kept_stages_are_those_of_the_masks():
+    head = make_head().eval()
+    head.keep_stages = True
+    with torch.no_grad():
+        (out,) = head(feature_maps(1), [detections(3)])
+    assert out.pred_coarse_masks.shape == (3, 1, 112, 112)
+    patches = out.pred_masks[:, 0].reshape(3, 14, 8, 14, 8).transpose(2, 3)
+    assert (patches[out.pred_patch_labels == PatchLabel.FOREGROUND] == 1).all()
+    assert (patches[out.pred_patch_labels == PatchLabel.BACKGROUND] == 0).all()
+
+
+def test_dct_mask_loss_sums_elements_and_averages_instances():
+    cfg = tiny_cfg("dct_mask", MASK_LOSS_PARA=0.5)
+    head = build_mask_head(cfg, ShapeSpec(channels=16, height=14, width=14))
+    assert isinstance(head, MaskRCNNDCTHead)
+    instances = [proposals(2), proposals(1, seed=1)]
+    x = torch.randn(3, 16, 14, 14)
+    masks = torch.cat([i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, 128) for i in instances])
+    vectors = head.predict(x, torch.zeros(3, dtype=torch.int64))
+    expected = 0.5 * (vectors - head.codec.encode(masks)).abs().sum() / 3
+    torch.testing.assert_close(head(x, instances)["loss_mask"], expected)
+    empty = head(x[:0], [proposals(0)])["loss_mask"]
+    assert empty.item() == 0
+    empty.backward()
+    assert_finite_gradients(head)
+
+
+def test_published_state_dict_loads_strictly():
+    cfg = tiny_cfg(num_classes=80, CONV_DIM=256, HIDDEN_FEATURES=1024, NUM_CONV=4)
+    with torch.device("meta"):
+        head = build_mask_head(cfg, {k: ShapeSpec(channels=256, stride=v.stride) for k, v in SHAPES.items()})
+    state = {k: torch.empty(v, device="meta") for k, v in published_shapes(80, 6).items()}
+    result = head.load_state_dict(state, strict=True, assign=True)
+    assert not result.missing_keys and not result.unexpected_keys
+
+
+@pytest.mark.parametrize("roi_heads", ["StandardROIHeads", "CascadeROIHeads", "PatchDCTROIHeads"])
+@pytest.mark.parametrize(("head", "agnostic"), [("dct_mask", True), ("dct_mask", False), ("patchdct", False)])
+def test_whole_models_train_and_infer(roi_heads, head, agnostic):
+    cfg = tiny_cfg(head, CLS_AGNOSTIC_MASK=agnostic)
+    cfg.MODEL.ROI_HEADS.NAME = roi_heads
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = roi_heads == "CascadeROIHeads"
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    with EventStorage():
+        losses = model([training_input(2), training_input(0, seed=1)])
+    assert torch.isfinite(sum(losses.values()))
+    sum(losses.values()).backward()
+    model.eval()
+    with torch.no_grad():
+        outputs = model([{**training_input(1), "height": 50, "width": 70}, training_input(1, seed=1)])
+    masks = outputs[0]["instances"].pred_masks
+    assert len(masks) > 0
+    assert masks.shape[1:] == (50, 70)
+    assert masks.dtype == torch.bool
+
+
+def test_published_config_takes_the_feature_map_path_without_pooler_type():
+    cfg = tiny_cfg(POOLER_TYPE="ROIAlignV2")
+    cfg.MODEL.ROI_HEADS.NAME = "PatchDCTROIHeads"
+    heads = build_roi_heads(cfg, SHAPES)
+    assert heads.mask_pooler is None
+    assert isinstance(heads.mask_head, MaskRCNNPatchDCTHead)
+
+
+def test_group_norm_is_honoured():
+    names = set(make_head(NORM="GN", CONV_DIM=32).state_dict())
+    assert "mask_fcn1.norm.weight" in names and "mask_fcn1.bias" not in names
+
+
+def test_in_features_are_those_of_the_mask_head():
+    head = make_head(IN_FEATURES=["p3"]).eval()
+    features = feature_maps(1)
+    changed = {**features, "p4": features["p4"] + 10, "p5": features["p5"] + 10}
+    with torch.no_grad():
+        a, b = (head(f, [detections(2)])[0].pred_masks for f in (features, changed))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"EVAL_GT": True}, "upper_bound.py"),
+        ({"DCT_LOSS_TYPE": "huber"}, "DCT_LOSS_TYPE"),
+        ({"NUM_STAGE": 1}, "NUM_STAGE"),
+        ({"NUM_STAGE": 3}, "MASK_LOSS_PARA_EACH_STAGE"),
+        ({"FINE_FEATURES": ["p1"]}, "FINE_FEATURES"),
+        ({"DCT_VECTOR_DIM": 20000}, "DCT_VECTOR_DIM"),
+    ],
+)
+def test_bad_config_is_named(keys, message):
+    with pytest.raises(UserError, match=message):
+        make_head(**keys)
+
+
+def test_wrong_pooler_type_is_named_for_both_heads():
+    with pytest.raises(UserError, match="POOLER_TYPE"):
+        build_mask_head(tiny_cfg(), ShapeSpec(channels=16, height=14, width=14))
+    with pytest.raises(UserError, match="POOLER_TYPE"):
+        build_mask_head(tiny_cfg("dct_mask"), SHAPES)

@@ -1,0 +1,141 @@
+"""Every YAML of the repository parses, merges and builds; so do the published ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from patchdct import MaskRCNNPatchDCTHead, UserError
+from patchdct.config import load_cfg
+
+CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+RESULTS = [p for p in CONFIGS if not p.name.startswith("Base")]
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML silently takes the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"a key stands twice among {keys}"
+        return super().construct_mapping(node, deep)
+
+
+def build_without_memory(cfg: CfgNode) -> torch.nn.Module:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_parses_merges_and_builds(path):
+    yaml.load(path.read_text(), StrictLoader)
+    build_without_memory(load_cfg(str(path)))
+
+
+def test_every_result_has_its_own_output_folder_named_after_its_file():
+    assert len(RESULTS) >= 14
+    for path in RESULTS:
+        assert Path(load_cfg(str(path)).OUTPUT_DIR).name == path.stem
+
+
+# The published PatchDCT config, key by key; the values of its R50-FPN 1x file
+PUBLISHED_MASK_HEAD = {
+    "NAME": "MaskRCNNPatchDCTHead",
+    "NUM_CONV": 4,
+    "CLS_AGNOSTIC_MASK": False,
+    "IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "POOLER_RESOLUTION": 14,
+    "FINE_FEATURES": ["p2"],
+    "FINE_FEATURES_RESOLUTION": 42,
+    "MASK_SIZE": 112,
+    "DCT_VECTOR_DIM": 300,
+    "MASK_SIZE_ASSEMBLE": 112,
+    "PATCH_SIZE": 8,
+    "PATCH_DCT_VECTOR_DIM": 6,
+    "MASK_LOSS_PARA": 1.0,
+    "HIDDEN_FEATURES": 1024,
+    "PATCH_THRESHOLD": 0.30,
+    "NUM_STAGE": 2,
+    "MASK_LOSS_PARA_EACH_STAGE": [1.0, 1.0],
+    "EVAL_GT": False,
+    "DCT_LOSS_TYPE": "l1",
+}
+PUBLISHED_DCT_MASK_HEAD = {
+    "NAME": "MaskRCNNDCTHead",
+    "NUM_CONV": 4,
+    "POOLER_RESOLUTION": 14,
+    "CLS_AGNOSTIC_MASK": True,
+    "DCT_VECTOR_DIM": 300,
+    "MASK_SIZE": 128,
+    "MASK_LOSS_PARA": 0.007,
+    "DCT_LOSS_TYPE": "l1",
+}
+
+
+def published_config(tmp_path: Path, roi_heads: str, mask_head: dict) -> str:
+    model = {
+        "MASK_ON": True,
+        "BACKBONE": {"NAME": "build_resnet_fpn_backbone"},
+        "RESNETS": {"DEPTH": 50, "OUT_FEATURES": ["res2", "res3", "res4", "res5"]},
+        "FPN": {"IN_FEATURES": ["res2", "res3", "res4", "res5"]},
+        "ANCHOR_GENERATOR": {"SIZES": [[32], [64], [128], [256], [512]], "ASPECT_RATIOS": [[0.5, 1.0, 2.0]]},
+        "RPN": {"IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"]},
+        "ROI_HEADS": {"NAME": roi_heads, "IN_FEATURES": ["p2", "p3", "p4", "p5"], "NUM_CLASSES": 80},
+        "ROI_BOX_HEAD": {"NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "POOLER_RESOLUTION": 7},
+        "ROI_MASK_HEAD": mask_head,
+    }
+    path = tmp_path / "published.yaml"
+    path.write_text(yaml.safe_dump({"MODEL": model, "VERSION": 2}))
+    return str(path)
+
+
+@pytest.mark.parametrize("stages", [{}, {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [0.5, 0.5, 0.8]}])
+def test_published_patchdct_config_is_ours(tmp_path, stages):
+    published = load_cfg(published_config(tmp_path, "PatchDCTROIHeads", {**PUBLISHED_MASK_HEAD, **stages}))
+    model = build_without_memory(published)
+    assert isinstance(model.roi_heads.mask_head, MaskRCNNPatchDCTHead)
+    ours = build_without_memory(load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"))
+    shapes = {k: v.shape for k, v in model.state_dict().items()}
+    assert shapes == {k: v.shape for k, v in ours.state_dict().items()}
+
+
+def test_published_dct_mask_config_is_ours(tmp_path):
+    published = load_cfg(published_config(tmp_path, "StandardROIHeads", PUBLISHED_DCT_MASK_HEAD))
+    ours = load_cfg("configs/patchdct/dct_mask_R_50_FPN_1x_coco.yaml")
+    assert published.MODEL.ROI_MASK_HEAD == ours.MODEL.ROI_MASK_HEAD
+    build_without_memory(published)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.ROI_MASK_HEAD.PATCH_SIZES", "8"], r"PATCH_SIZES; did you mean .*PATCH_SIZE"),
+        (["SOLVER.BASE_LR"], "no value"),
+        (["SOLVER.STEPS", "often"], "STEPS"),
+    ],
+)
+def test_bad_overrides_are_named(opts, message):
+    with pytest.raises(UserError, match=message):
+        load_cfg("", opts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("MODEL:\n  MASK_OFF: True\n", "MODEL.MASK_OFF"), ("MODEL: [\n", "bad.yaml"), ("VERSION: 2\nx: !!python/name:os.system\n", "bad.yaml")],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_cfg(str(path))
+
+
+def test_missing_file_is_named():
+    with pytest.raises(UserError, match="nowhere.yaml"):
+        load_cfg("nowhere.yaml")

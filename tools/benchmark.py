@@ -1,0 +1,170 @@
+#!/usr/bin/env python
+"""Measure time and peak memory of whole models and of their mask branches, on the same inputs.
+
+    python tools/benchmark.py --json benchmark.json
+    python tools/benchmark.py --device cuda --dtype bf16 --config-file a.yaml --config-file b.yaml --instances 100
+
+Three parts are measured:
+
+    model   image to pasted masks, everything included
+    branch  feature maps and boxes to masks in the box frame: RoI pooling and mask head
+    head    RoI features to masks in the box frame: the mask head as a plain network
+
+Weights are random, so proposals and detections are fixed from outside: the RPN proposes its anchors, unmoved; the box head
+runs, and its result is replaced by --instances boxes an image, drawn once for all models. Every row of the table is measured in a process of its own. Time is the
+median of --repeats runs after --warmup runs. Peak memory on CUDA is what torch allocated (max_memory_allocated); on the CPU
+it is the largest resident set of the process, with Python, the libraries and the weights in it. The JSON has the time of
+every run and, beside the peak, its value before the first run.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+import torchvision
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from patchdct.benchmark import PARTS, Settings, measure
+from patchdct.cli import run
+from patchdct.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_CONFIGS = [
+    str(ROOT / "configs" / "patchdct" / f"{name}_R_50_FPN_1x_coco.yaml") for name in ("mask_rcnn", "dct_mask", "patchdct")
+]
+
+
+def measure_apart(config_file: str, part: str, num_instances: int, settings: Settings) -> dict[str, Any]:
+    """Run :func:`patchdct.benchmark.measure` in a fresh process; running out of memory there is a row with an ``error``."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, config_file, part, num_instances, settings).result()
+        except (BrokenProcessPool, torch.cuda.OutOfMemoryError) as e:
+            row = {"config": Path(config_file).stem, "part": part, "instances": num_instances}
+            return row | {"error": f"out of memory, probably: {e}"}
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """Return what a reader needs to compare these figures with others: versions, device, threads, commit."""
+    cuda = settings.device == "cuda"
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "detectron2": detectron2.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device_name": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "cuda": torch.version.cuda if cuda else None,
+        "threads": settings.threads or torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def make_table(rows: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for name in ("Config", "Part"):
+        table.add_column(name, overflow="fold")
+    for name in ("Instances", "Milliseconds", "Images/s", "Peak memory"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        if "error" in row:
+            figures = ["failed", "", ""]
+        else:
+            figures = [f"{row['milliseconds']:,.1f}", f"{row['images_per_second']:.2f}", f"{row['peak_memory_mb']:,.0f} MB"]
+        table.add_row(row["config"], row["part"], str(row["instances"]), *figures)
+    return table
+
+
+def main(args: argparse.Namespace) -> None:
+    settings = Settings(
+        device=args.device,
+        size=tuple(args.size),
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        channels_last=args.channels_last,
+        compile=args.compile,
+        threads=args.threads,
+        warmup=args.warmup,
+        repeats=args.repeats,
+        opts=tuple(args.opts),
+    )
+    cases = [
+        (config_file, part, num_instances)
+        for part in args.parts
+        for num_instances in args.instances
+        for config_file in args.config_file or DEFAULT_CONFIGS
+    ]
+    rows = [measure_apart(*case, settings) for case in tqdm(cases, unit="row")]
+    about = environment(settings)
+    if args.json:
+        args.json.write_text(json.dumps({**asdict(settings), **about, "rows": rows}, indent=2) + "\n")
+    height, width = settings.size
+    title = (
+        f"{about['device_name']}, {about['threads']} threads, torch {about['torch']}, {settings.dtype}, "
+        f"batch {settings.batch_size}, {height} x {width} pixels"
+    )
+    # A pipe or file has no width of its own
+    Console(width=None if sys.stdout.isatty() else 120).print(make_table(rows, title))
+    errors = [f"{row['config']}, {row['part']}, {row['instances']} instances: {row['error']}" for row in rows if "error" in row]
+    if errors:
+        raise UserError("\n".join([f"{len(errors)} of {len(rows)} rows could not be measured:", *errors]))
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit of this checkout, with "-dirty" if it was changed since; None outside of one."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config-file", action="append", metavar="FILE", help="may be given several times; else the R50-FPN 1x models")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
+    add("--instances", nargs="+", type=_positive, default=[20, 100], metavar="N", help="an image; 20 and 100 by default")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--size", nargs=2, type=_positive, default=[800, 1333], metavar=("HEIGHT", "WIDTH"), help="default 800 1333")
+    add("--batch-size", type=_positive, default=1, metavar="N", help="default 1")
+    add("--repeats", type=_positive, default=10, metavar="N", help="default 10")
+    add("--warmup", type=int, default=2, metavar="N", help="default 2")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads; torch's choice by default")
+    add("--dtype", choices=("float32", "bf16"), default="float32", help="bf16 is torch.autocast")
+    add("--channels-last", action="store_true", help="memory format of weights and features")
+    add("--compile", action="store_true", help="torch.compile the mask head's layers")
+    add("--json", type=Path, metavar="FILE", help="also write everything to this file")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, argument_parser().parse_args())
