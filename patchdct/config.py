@@ -44,6 +44,8 @@ def add_patchdct_config(cfg: CfgNode) -> None:
     head.MASK_LOSS_PARA_EACH_STAGE = [1.0, 1.0]
     # Accepted for the published configs' sake; True is refused
     head.EVAL_GT = False
+    # "SGD" or "ADAMW"
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # Data sets in COCO format to register: [name, JSON file, image folder] each
     cfg.DATASETS.COCO_FORMAT = []
 

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from .checkpoint import SafeCheckpointer
 from .data.dataset_mapper import CheckedDatasetMapper
 from .evaluation import COCOInstanceEvaluator
+from .optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ class Trainer(DefaultTrainer):
             self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         return super().build_hooks()
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

@@ -203,10 +203,10 @@ def _resize_masks(masks: Array, size: tuple[int, int]) -> np.ndarray:
 
 def _matching_colours(truth: np.ndarray | None, predicted: np.ndarray) -> list[Colour]:
     """Give each prediction, best first, the colour of the free true instance that it overlaps most, or a new one."""
-    count = 0 if truth is None else len(truth)
-    free, colours = set(range(count)), []
+    truth = predicted[:0] if truth is None else truth
+    count, free, colours = len(truth), set(range(len(truth))), []
     for mask in predicted:
-        overlaps = {i: (mask & truth[i]).sum() / max(1, (mask | truth[i]).sum()) for i in free} if free else {}
+        overlaps = {i: (mask & truth[i]).sum() / max(1, (mask | truth[i]).sum()) for i in free}
         best = max(overlaps, key=lambda i: overlaps[i], default=None)
         if best is not None and overlaps[best] > 0.1:
             free.remove(best)
@@ -232,6 +232,6 @@ def _add_legend(panel: np.ndarray) -> np.ndarray:
     x = panel.shape[1]
     for label in sorted(_PATCH_TINTS, reverse=True):
         name = label.name.lower()
-        x -= cv2.getTextSize(name, _FONT, bar / 80, 1)[0][0] + bar // 3
-        cv2.putText(panel, name, (x, round(0.66 * bar)), _FONT, bar / 80, _PATCH_TINTS[label][0], 1, cv2.LINE_AA)
+        x -= cv2.getTextSize(name, _FONT, bar / 72, 1)[0][0] + bar // 3
+        cv2.putText(panel, name, (x, round(0.66 * bar)), _FONT, bar / 72, _PATCH_TINTS[label][0], 1, cv2.LINE_AA)
     return panel

@@ -118,7 +118,7 @@ def _puzzle(rng: Generator) -> Outline:
         reach, neck = (0.84, 0.66) if knob else (0.5, 0.72)
         along = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][k])
         offset = along * reach + along[::-1] * rng.uniform(-0.15, 0.15)
-        outline.append((_circle(*offset, rng.uniform(0.17, 0.2)), bool(knob)))
+        outline.append((_circle(offset[0], offset[1], rng.uniform(0.17, 0.2)), bool(knob)))
         joint = np.stack([offset, offset + along * (neck - reach)])
         outline.append((_stroke(joint, 0.2), bool(knob)))
     return outline
@@ -179,15 +179,15 @@ def _bend(points: np.ndarray, rng: Generator, pixel: float) -> np.ndarray:
 
 def _points(label: int, centre: np.ndarray, side: float, rng: Generator) -> Outline:
     """Return the outline in pixels of an object whose box is centred there and has the longer side given."""
-    polygons, fills = zip(*_OUTLINES[SHAPES_CLASSES[label]](rng), strict=True)
-    pixel = 2 / side
-    polygons = [_subdivide(polygon, 2 * pixel) for polygon in polygons]
+    outline, pixel = _OUTLINES[SHAPES_CLASSES[label]](rng), 2 / side
+    polygons = [_subdivide(polygon, 2 * pixel) for polygon, _ in outline]
     points = _bend(np.concatenate(polygons), rng.spawn(1)[0], pixel)
     turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1)
     points = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) * (1, aspect)
     low, high = points.min(axis=0), points.max(axis=0)
     points = (points - (low + high) / 2) * side / (high - low).max() + centre
-    return list(zip(np.split(points, np.cumsum([len(p) for p in polygons])[:-1]), fills, strict=True))
+    bent = np.split(points, np.cumsum([len(polygon) for polygon in polygons])[:-1])
+    return [(polygon, fills) for polygon, (_, fills) in zip(bent, outline, strict=True)]
 
 
 def _coverage(outline: Outline, window: Window) -> np.ndarray:
@@ -206,10 +206,11 @@ def _coverage(outline: Outline, window: Window) -> np.ndarray:
 
 def _noise(rng: Generator, size: int, cells: int) -> np.ndarray:
     """Return (size, size) noise of about unit deviation: octaves from the number of cells given to two pixels."""
-    noise, weight = np.zeros((cells, cells), np.float32), 0.8
+    noise: np.ndarray = np.zeros((cells, cells), np.float32)
+    weight = 0.8
     while cells <= size // 2:
         noise = cv2.resize(noise, (cells, cells), interpolation=cv2.INTER_CUBIC)
-        noise += weight * rng.standard_normal((cells, cells), dtype=np.float32)
+        noise = noise + np.float32(weight) * rng.standard_normal((cells, cells), dtype=np.float32)
         cells, weight = 2 * cells, 0.6 * weight
     return cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
 
@@ -226,10 +227,8 @@ def _background(size: int, rng: Generator) -> np.ndarray:
     """Draw a greyish ground with sharp-edged blotches, stripes and noise, so that edges alone do not tell objects."""
     noise_rng, blotch_rng = rng.spawn(2)
     tint = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, 0.12), rng.uniform(0.4, 0.7)), np.float32)
-    blotches = np.sign(_noise(blotch_rng, size, 4))
-    shade = (
-        1 + 0.12 * _noise(noise_rng, size, 4) + 0.08 * _stripes(rng, size, 0.03 * size, 0.12 * size) + 0.07 * blotches
-    )
+    shade = 1 + 0.12 * _noise(noise_rng, size, 4) + 0.08 * _stripes(rng, size, 0.03 * size, 0.12 * size)
+    shade += 0.07 * np.sign(_noise(blotch_rng, size, 4))
     return tint * shade[..., None]
 
 

@@ -91,7 +91,8 @@ def _annotation(mask: np.ndarray, label: int, image_id: int, annotation_id: int)
 def _write(spec: ShapesSpec, folder: Path) -> None:
     """Draw all images of a data set into an empty folder, and write the annotations last."""
     (folder / "images").mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in tqdm(range(spec.images), desc=f"drawing {spec.folder.name}", unit="image", mininterval=1):
         scene = draw_scene(_SEEDS[spec.split], index, spec.size)
         file_name = f"{index + 1:06d}.jpg"

@@ -61,7 +61,7 @@ def make_truth(seed=0, num_images=12):
             mask = blob(rng, height, width)
             if mask.sum() < 4:
                 continue
-            crowd = int(index % 4 == 0 and number == 0)
+            crowd = int(index % 4 == 1 and number == 0)
             annotations.append(
                 annotate(mask, image_id=100 - index, category_id=CATEGORY_IDS[number % 3], iscrowd=crowd)
             )

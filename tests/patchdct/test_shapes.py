@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def scenes() -> list[Scene]:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A data set root of this test's own; what it registers is forgotten afterwards."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     known = set(DatasetCatalog.list())
