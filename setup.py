@@ -2,18 +2,18 @@ from setuptools import find_packages, setup
 
 # Detectron2 is a prerequisite that cannot be named here, because it is not on PyPI: README.md says how to get one.
 REQUIREMENTS = [
-    # torch.serialization.safe_globals came with torch 2.5.
-    "torch>=2.5",
-    "torchvision>=0.20",
+    # torch.serialization.safe_globals takes pairs from torch 2.6 on.
+    "torch>=2.6",
+    "torchvision>=0.21",
     "numpy>=1.26",
-    "opencv-python>=4.8",
+    "opencv-python>=4.10",
     "Pillow>=10.0",
     "matplotlib>=3.8",
     "rich>=13.0",
     "tqdm>=4.60",
-    # Evaluation; boundary AP came with faster-coco-eval 1.6.
+    # Evaluation; the boundary evaluation overrides a method of faster-coco-eval 1.8.
     "pycocotools>=2.0.7",
-    "faster-coco-eval>=1.6",
+    "faster-coco-eval>=1.8",
     "lvis>=0.5.3",
     "cityscapesscripts>=2.2",
     # What Detectron2 itself needs at run time.
@@ -41,7 +41,7 @@ setup(
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={
-        "test": ["pytest>=8.0", "pytest-xdist>=3.5", "scipy>=1.11"],
+        "test": ["pytest>=9.1", "pytest-xdist>=3.5", "scipy>=1.11"],
         "dev": ["mypy>=1.10", "ruff>=0.6", "types-PyYAML", "types-tqdm"],
     },
 )

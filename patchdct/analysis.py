@@ -1,6 +1,6 @@
 """The mask branch of a model by itself, and what it costs: multiply-adds and parameters."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.modeling.poolers import ROIPooler
@@ -16,7 +16,7 @@ from .mask_branch import DCTMaskBranch, PatchDCTBranch
 class MaskNetwork(nn.Module):
     """The mask head of a model as a plain network: RoI features and classes in, soft masks out."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         """
         Args:
             model: a Detectron2 model with StandardROIHeads or a subclass.
@@ -46,11 +46,12 @@ class MaskNetwork(nn.Module):
         """(B,) classes, all 0 if class-agnostic, and RoI features to the (B, M, M) soft masks of inference."""
         head = self.head
         if isinstance(head, PatchDCTBranch):
-            _, stages = head.predict(*features, classes)
+            x, fine = features
+            _, stages = head.predict(x, fine, classes)
             return head.assemble(stages[-1], head.final_labels(stages[-1].logits))
         if isinstance(head, DCTMaskBranch):
-            return head.codec.decode(head.predict(*features, classes))
-        logits = head.layers(*features)
+            return head.codec.decode(head.predict(features[0], classes))
+        logits = head.layers(features[0])
         return logits[torch.arange(len(classes), device=classes.device), classes].sigmoid()
 
 
@@ -58,7 +59,7 @@ class MaskBranchCost(NamedTuple):
     """Multiply-adds for one instance, RoI pooling and element-wise arithmetic not counted, and parameters."""
 
     every_class: int
-    """As the paper counts: convolutions and fully connected layers, for all classes; the DCT, an FFT there, is not seen."""
+    """The paper's count: convolutions and fully connected layers, for all classes; the DCT, an FFT there, is not in."""
     spent: int
     """What the forward pass of this implementation does: the instance's class only, the DCT included."""
     parameters: int

@@ -1,9 +1,10 @@
 """Measure time and peak memory of a model with random weights, or of its mask branch alone, in this process.
 
-Random weights propose and detect anything or nothing, so both are fixed from outside: the RPN proposes its anchors, unmoved,
-and boxes drawn once, the same for every model, take the place of the box head's results.
+Random weights propose and detect anything or nothing, so both are fixed from outside: the RPN proposes its anchors,
+unmoved, and boxes drawn once, the same for every model, take the place of the box head's results.
 """
 
+import math
 import resource
 import statistics
 import sys
@@ -54,7 +55,8 @@ class Settings:
 class Workload(NamedTuple):
     """A model and what it is fed with."""
 
-    model: nn.Module
+    model: Any
+    """A Detectron2 model; modules do not tell the types of their attributes."""
     settings: Settings
     drawn: Instances
     """The detections of every image."""
@@ -92,10 +94,12 @@ def measure(config_file: str, part: str, num_instances: int, settings: Settings)
         UserError: if the config does not fit, or CUDA is asked for where there is none.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch finds no usable GPU here: `python -m patchdct.doctor` tells what it sees")
+        raise UserError(
+            "device cuda, but torch finds no usable GPU here; `python -m patchdct.doctor` tells what it sees"
+        )
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    call = _PREPARE[part](_build(config_file, num_instances, settings))
+    call = prepare(config_file, part, num_instances, settings)
     memory_before = _peak_memory(settings.device, reset=True)
     with torch.no_grad(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.dtype == "bf16"):
         for _ in range(settings.warmup):
@@ -114,20 +118,8 @@ def measure(config_file: str, part: str, num_instances: int, settings: Settings)
     }
 
 
-def draw_instances(num_instances: int, size: tuple[int, int], num_classes: int) -> Instances:
-    """Draw boxes of 16 pixels up to the whole image, evenly in the logarithm, with classes and scores; always the same."""
-    generator = torch.Generator().manual_seed(0)
-    limits = torch.tensor([size[1], size[0]], dtype=torch.float32)
-    sides = 16 * (limits / 16) ** torch.rand(num_instances, 2, generator=generator)
-    corners = (limits - sides) * torch.rand(num_instances, 2, generator=generator)
-    instances = Instances(size)
-    instances.pred_boxes = Boxes(torch.cat([corners, corners + sides], 1))
-    instances.pred_classes = torch.randint(num_classes, (num_instances,), generator=generator)
-    instances.scores = torch.linspace(1, 0.1, num_instances)
-    return instances
-
-
-def _build(config_file: str, num_instances: int, settings: Settings) -> Workload:
+def prepare(config_file: str, part: str, num_instances: int, settings: Settings) -> Callable[[], Any]:
+    """Build a model with random weights and its inputs; return the call of one part. Arguments: see :func:`measure`."""
     cfg = load_cfg(config_file, [*settings.opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", settings.device])
     torch.manual_seed(0)
     model = build_model(cfg).eval()
@@ -138,7 +130,20 @@ def _build(config_file: str, num_instances: int, settings: Settings) -> Workload
         name = "predict" if hasattr(head, "predict") else "layers"
         setattr(head, name, torch.compile(getattr(head, name)))
     drawn = draw_instances(num_instances, settings.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    return Workload(model, settings, drawn.to(settings.device))
+    return _PREPARE[part](Workload(model, settings, drawn.to(settings.device)))
+
+
+def draw_instances(num_instances: int, size: tuple[int, int], num_classes: int) -> Instances:
+    """Draw boxes of 16 pixels up to the image, evenly in the logarithm, with classes and scores; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    limits = torch.tensor([size[1], size[0]], dtype=torch.float32)
+    sides = 16 * (limits / 16) ** torch.rand(num_instances, 2, generator=generator)
+    corners = (limits - sides) * torch.rand(num_instances, 2, generator=generator)
+    instances = Instances(size)
+    instances.pred_boxes = Boxes(torch.cat([corners, corners + sides], 1))
+    instances.pred_classes = torch.randint(num_classes, (num_instances,), generator=generator)
+    instances.scores = torch.linspace(1, 0.1, num_instances)
+    return instances
 
 
 def _prepare_model(workload: Workload) -> Callable[[], Any]:
@@ -162,11 +167,11 @@ def _prepare_model(workload: Workload) -> Callable[[], Any]:
 def _prepare_branch(workload: Workload) -> Callable[[], Any]:
     model, settings = workload.model, workload.settings
     divisor = max(model.backbone.size_divisibility, 1)
-    padded = [-(-side // divisor) * divisor for side in settings.size]
-    features = {
-        name: workload.place(torch.randn(settings.batch_size, shape.channels, *(-(-side // shape.stride) for side in padded)))
-        for name, shape in model.backbone.output_shape().items()
-    }
+    padded = [math.ceil(side / divisor) * divisor for side in settings.size]
+    features = {}
+    for name, shape in model.backbone.output_shape().items():
+        size = [math.ceil(side / shape.stride) for side in padded]
+        features[name] = workload.place(torch.randn(settings.batch_size, shape.channels, *size))
     return lambda: model.roi_heads.forward_with_given_boxes(features, workload.detections())
 
 

@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer that reads checkpoints as data, reports what fitted, and writes files whole or not at all."""
+"""Detectron2's checkpointer that reads checkpoints as data, says what fitted, and writes files whole or not at all."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -138,7 +138,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
             loaded = super()._load_file(filename)
         for name, value in _mapping(filename, loaded["model"]).items():
             if not isinstance(value, (torch.Tensor, np.ndarray)):
-                found = f"its {name!r} is a {type(value).__name__}, not a tensor"
+                found = f"its {name!r} is not a tensor but of type {type(value).__name__}"
                 raise UnreadableCheckpoint(f"{filename} is not a checkpoint of this program: {found}")
         return loaded
 
@@ -281,6 +281,6 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def _some(names: Iterable[str]) -> str:
-    first = list(names)
-    return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
+def _some(names: Collection[str]) -> str:
+    first, others = list(names)[:3], list(names)[3:]
+    return ", ".join(first) + (f" and {len(others)} more" if others else "")

@@ -52,7 +52,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         output_dir = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
-        return COCOInstanceEvaluator(dataset_name, output_dir=str(output_dir))
+        tasks = ("bbox", "segm", "boundary") if cfg.MODEL.MASK_ON else ("bbox",)
+        return COCOInstanceEvaluator(dataset_name, tasks, output_dir=str(output_dir))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 """Count the multiply-adds of mask branches for one instance, and their parameters.
 
     python tools/analyze_model.py
-    python tools/analyze_model.py --config-file configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml --json cost.json KEY VALUE ...
+    python tools/analyze_model.py --config-file a.yaml --config-file b.yaml --json cost.json KEY VALUE
 
 One fused multiply-add counts as one, as fvcore has it. Two counts stand side by side. "Every class" is the paper's: the
-predictors run for all classes, and the inverse DCT, an FFT in the published code, is not seen by the counter. "Spent here"
-is what this implementation does: only the predicted class, and the inverse DCT as matrix products. RoI pooling and
-element-wise arithmetic are in neither.
+predictors run for all classes, and the inverse DCT, an FFT in the published code, is not seen by the counter. "Spent
+here" is what this implementation does: only the predicted class, and the inverse DCT as matrix products. RoI pooling
+and element-wise arithmetic are in neither.
 """
 
 import argparse

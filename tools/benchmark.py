@@ -10,11 +10,12 @@ Three parts are measured:
     branch  feature maps and boxes to masks in the box frame: RoI pooling and mask head
     head    RoI features to masks in the box frame: the mask head as a plain network
 
-Weights are random, so proposals and detections are fixed from outside: the RPN proposes its anchors, unmoved; the box head
-runs, and its result is replaced by --instances boxes an image, drawn once for all models. Every row of the table is measured in a process of its own. Time is the
-median of --repeats runs after --warmup runs. Peak memory on CUDA is what torch allocated (max_memory_allocated); on the CPU
-it is the largest resident set of the process, with Python, the libraries and the weights in it. The JSON has the time of
-every run and, beside the peak, its value before the first run.
+Weights are random, so proposals and detections are fixed from outside: the RPN proposes its anchors, unmoved; the box
+head runs, and its result is replaced by --instances boxes an image, drawn once for all models. Every row of the table
+is measured in a process of its own. Time is the median of --repeats runs after --warmup runs. Peak memory on CUDA is
+what torch allocated (max_memory_allocated); on the CPU it is the largest resident set of the process, with Python,
+the libraries and the weights in it. The JSON has the time of every run and, beside the peak, its value before the
+first run.
 """
 
 import argparse
@@ -43,12 +44,12 @@ from patchdct.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIGS = [
-    str(ROOT / "configs" / "patchdct" / f"{name}_R_50_FPN_1x_coco.yaml") for name in ("mask_rcnn", "dct_mask", "patchdct")
+    str(ROOT / f"configs/patchdct/{name}_R_50_FPN_1x_coco.yaml") for name in ("mask_rcnn", "dct_mask", "patchdct")
 ]
 
 
 def measure_apart(config_file: str, part: str, num_instances: int, settings: Settings) -> dict[str, Any]:
-    """Run :func:`patchdct.benchmark.measure` in a fresh process; running out of memory there is a row with an ``error``."""
+    """Run :func:`patchdct.benchmark.measure` in a fresh process; where memory runs out, the row has an ``error``."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(measure, config_file, part, num_instances, settings).result()
@@ -80,10 +81,8 @@ def make_table(rows: list[dict[str, Any]], title: str) -> Table:
     for name in ("Instances", "Milliseconds", "Images/s", "Peak memory"):
         table.add_column(name, justify="right")
     for row in rows:
-        if "error" in row:
-            figures = ["failed", "", ""]
-        else:
-            figures = [f"{row['milliseconds']:,.1f}", f"{row['images_per_second']:.2f}", f"{row['peak_memory_mb']:,.0f} MB"]
+        formats = {"milliseconds": "{:,.1f}", "images_per_second": "{:.2f}", "peak_memory_mb": "{:,.0f} MB"}
+        figures = ["failed"] if "error" in row else [form.format(row[key]) for key, form in formats.items()]
         table.add_row(row["config"], row["part"], str(row["instances"]), *figures)
     return table
 
@@ -118,9 +117,10 @@ def main(args: argparse.Namespace) -> None:
     )
     # A pipe or file has no width of its own
     Console(width=None if sys.stdout.isatty() else 120).print(make_table(rows, title))
-    errors = [f"{row['config']}, {row['part']}, {row['instances']} instances: {row['error']}" for row in rows if "error" in row]
-    if errors:
-        raise UserError("\n".join([f"{len(errors)} of {len(rows)} rows could not be measured:", *errors]))
+    failed = [row for row in rows if "error" in row]
+    if failed:
+        errors = [f"{row['config']}, {row['part']}, {row['instances']} instances: {row['error']}" for row in failed]
+        raise UserError("\n".join([f"{len(failed)} of {len(rows)} rows could not be measured:", *errors]))
 
 
 def _cpu_name() -> str:
@@ -151,7 +151,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config-file", action="append", metavar="FILE", help="may be given several times; else the R50-FPN 1x models")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
-    add("--instances", nargs="+", type=_positive, default=[20, 100], metavar="N", help="an image; 20 and 100 by default")
+    add("--instances", nargs="+", type=_positive, default=[20, 100], metavar="N", help="an image; default 20 100")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--size", nargs=2, type=_positive, default=[800, 1333], metavar=("HEIGHT", "WIDTH"), help="default 800 1333")
     add("--batch-size", type=_positive, default=1, metavar="N", help="default 1")

@@ -31,7 +31,15 @@ CONFIG = Path("configs/patchdct/shapes/patchdct_shapes.yaml")
 
 def train(output: Path, overrides: list[str]) -> None:
     """Train and evaluate in a process of its own, as a user would."""
-    command = [sys.executable, "tools/train_net.py", "--config-file", str(CONFIG), *overrides, "OUTPUT_DIR", str(output)]
+    command = [
+        sys.executable,
+        "tools/train_net.py",
+        "--config-file",
+        str(CONFIG),
+        *overrides,
+        "OUTPUT_DIR",
+        str(output),
+    ]
     status = subprocess.run(command).returncode
     if status:
         raise SystemExit(status)
@@ -51,7 +59,9 @@ def draw_pictures(cfg: CfgNode, folder: Path, count: int) -> None:
         pixels = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())
         instances = model([{"image": pixels, "height": image.shape[0], "width": image.shape[1]}])[0]["instances"]
         truth = detection_utils.annotations_to_instances(record["annotations"], image.shape[:2], "bitmask")
-        panels = compare_panels(image, truth.gt_masks.tensor.numpy(), instances, MetadataCatalog.get(name).thing_classes)
+        panels = compare_panels(
+            image, truth.gt_masks.tensor.numpy(), instances, MetadataCatalog.get(name).thing_classes
+        )
         cv2.imwrite(str(folder / f"{Path(record['file_name']).stem}.png"), panels[:, :, ::-1])
 
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
 """Measure how good masks can be that pass through each mask representation (PatchDCT, Table 1), without any model.
 
-    python tools/upper_bound.py --annotations annotations/instances_val2017.json
-    python tools/upper_bound.py --annotations instances_val2017.json --detections coco_instances_results.json --json bound.json
+    python tools/upper_bound.py --annotations instances_val2017.json
+    python tools/upper_bound.py --annotations instances_val2017.json --detections results.json --json upper_bound.json
 
-Every ground-truth mask of a COCO-format set is cut out by its box at 112 x 112 pixels, encoded, decoded, pasted into the
-image at a threshold of 0.5, and evaluated (mask AP and Boundary AP). The boxes are the ground truth's, with a score of 1; or,
-as in the paper, a detector's: --detections takes its COCO results. Each detection, best score first, gets the mask of the
-free object of its image and class whose box it overlaps most, with an IoU of at least 0.5; the others stay false positives,
-with their whole box as mask.
+Every ground-truth mask of a COCO-format set is cut out by its box at 112 x 112 pixels, encoded, decoded, pasted into
+the image at a threshold of 0.5, and evaluated (mask AP and Boundary AP). The boxes are the ground truth's, with a
+score of 1; or, as in the paper, a detector's: --detections takes its COCO results. Each detection, best score first,
+gets the mask of the free object of its image and class whose box it overlaps most, with an IoU of at least 0.5; the
+others stay false positives, with their whole box as mask.
 
-Patches that are all background or all foreground are kept as they are, only mixed ones pass through the codec. A patch of
-1 x 1 is the binary grid, one of 112 x 112 the DCT of the whole mask. Images are not needed.
+Patches that are all background or all foreground are kept as they are, only mixed ones pass through the codec. A patch
+of 1 x 1 is the binary grid, one of 112 x 112 the DCT of the whole mask. Images are not needed.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def load_results(path: str, name: str, records: list[dict[str, Any]]) -> dict[in
         raise UserError(f"cannot read detections {path}: {e.strerror}") from None
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(
-            f"{path} are not COCO results with boxes for the images and categories of the annotations: {type(e).__name__}: {e}"
+            f"{path} does not hold COCO results with boxes for the images and categories of the annotations: {e!r}"
         ) from None
     return results
 
@@ -155,8 +155,11 @@ def evaluate(name: str, records: list[dict[str, Any]], results: dict[int, list] 
             evaluator = COCOInstanceEvaluator(name, tasks=("segm", "boundary"), distributed=False)
             evaluator.reset()
             for record in records:
-                found = true_instances(record) if results is None else matched_instances(record, results[record["image_id"]])
-                instances, masks = found
+                instances, masks = (
+                    true_instances(record)
+                    if results is None
+                    else matched_instances(record, results[record["image_id"]])
+                )
                 soft = reconstruct(masks, patch_size, vector_dim)
                 instances.pred_masks = paste_masks_in_image(soft, instances.pred_boxes, instances.image_size)
                 evaluator.process([record], [{"instances": instances}])
@@ -173,7 +176,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     name, records = load_truth(args.annotations)
     rows = evaluate(name, records, load_results(args.detections, name, records) if args.detections else None)
     table = Table(
-        title=f"Upper bound of AP by mask representation, {'matched detections' if args.detections else 'ground-truth boxes'}",
+        title=f"Upper bound of AP, {'matched detections' if args.detections else 'ground-truth boxes'}",
         box=box_styles.SIMPLE_HEAD,
     )
     for column in ("Resolution", "Patch size", "Dim.", "AP", "AP_B"):
@@ -191,7 +194,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", required=True, metavar="FILE", help="COCO JSON with the ground truth")
-    parser.add_argument("--detections", metavar="FILE", help="COCO results JSON whose boxes to use instead of the truth's")
+    parser.add_argument("--detections", metavar="FILE", help="COCO results whose boxes to use, not the truth's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table's rows to this file")
     return parser
 

@@ -9,14 +9,7 @@ from ..errors import UserError
 
 
 class ImageError(UserError):
-    """An image file that is missing, unreadable, truncated or of another size than its annotations say.
-
-    Raised in a worker process, it is made again by PyTorch's data loader, with the worker's traceback around the
-    message; the message alone is kept.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(message.rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2].strip())
+    """An image file that is missing, unreadable, truncated or of another size than its annotations say."""
 
 
 class CheckedDatasetMapper(DatasetMapper):

@@ -39,7 +39,8 @@ def mask_to_boundary(mask: np.ndarray, dilation_ratio: float = DILATION_RATIO) -
         (H, W) boolean, a subset of the mask.
     """
     binary = np.ascontiguousarray(mask != 0, dtype=np.uint8)
-    return _subtract_erosion(binary, boundary_width(*mask.shape, dilation_ratio)).astype(bool)
+    height, width = mask.shape
+    return _subtract_erosion(binary, boundary_width(height, width, dilation_ratio)).astype(bool)
 
 
 def rle_to_boundary(rle: dict[str, Any], dilation_ratio: float = DILATION_RATIO) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def rle_to_boundary(rle: dict[str, Any], dilation_ratio: float = DILATION_RATIO)
     Only the mask's bounding box is eroded. The zeros around it stand for all that lie further away, so the result
     is the same as on the whole image, several times faster.
     """
-    times = boundary_width(*rle["size"], dilation_ratio)
+    image_height, image_width = rle["size"]
+    times = boundary_width(image_height, image_width, dilation_ratio)
     left, top, width, height = (int(v) for v in mask_util.toBbox(rle))
     if min(width, height) <= 2 * times:
         return rle  # too thin for anything to be left by the erosion

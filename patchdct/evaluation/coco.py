@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.evaluation import COCOEvaluator
 from faster_coco_eval import COCO, COCOeval_faster
@@ -11,7 +11,6 @@ from pycocotools import mask as mask_util
 from .boundary import DILATION_RATIO, rle_to_boundary
 
 TASKS = ("bbox", "segm", "boundary")
-RESULT_KEYS = ("image_id", "category_id", "score")
 
 
 class BoundaryEval(COCOeval_faster):
@@ -73,47 +72,44 @@ class COCOInstanceEvaluator(COCOEvaluator):
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> Sequence[str]:
         return ()  # Detectron2 maps class ids and writes the results; what it would evaluate itself is none
 
-    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[Any] | None = None) -> None:
         super()._eval_predictions(predictions, img_ids)
         if not self._do_evaluation:
             return
-        truth, numbers = _ground_truth(self._coco_api.dataset)
-        results = [
-            {**result, "image_id": numbers[result["image_id"]]}
-            for result in itertools.chain.from_iterable(p["instances"] for p in predictions)
-        ]
-        if img_ids is not None:
-            img_ids = [numbers[img_id] for img_id in img_ids]
-        for task in self._tasks_for(results, truth):
+        results = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
+        truth = _GroundTruth.of(self._coco_api.dataset)
+        for task in self._tasks_for(results, truth.coco):
             label = _BoundaryLabel("segm") if task == "boundary" else task
             # Detectron2 takes None as "no detections", and says so
-            summary = self._evaluate_task(task, results, truth, img_ids) if results else None
-            self._results[task] = self._derive_coco_results(summary, label, self._metadata.get("thing_classes"))
+            evaluation = self._evaluate_task(task, results, truth, img_ids) if results else None
+            self._results[task] = self._derive_coco_results(evaluation, label, self._metadata.get("thing_classes"))
 
     def _tasks_for(self, results: list[dict[str, Any]], truth: COCO) -> Sequence[str]:
         tasks = self._wanted or TASKS
         if any("segmentation" not in result for result in results):
             return [task for task in tasks if task == "bbox"]
-        without = [a["id"] for a in truth.anns.values() if not a.get("segmentation")]
+        without = sum(not annotation.get("segmentation") for annotation in truth.anns.values())
         if without and set(tasks) - {"bbox"}:
             self._logger.warning(
-                f"{len(without)} of {len(truth.anns)} annotations in {self._metadata.json_file} have no mask: "
+                f"{without} of {len(truth.anns)} annotations in {self._metadata.json_file} have no mask: "
                 "mask AP and Boundary AP are skipped."
             )
             return [task for task in tasks if task == "bbox"]
         return tasks
 
     def _evaluate_task(
-        self, task: str, results: list[dict[str, Any]], truth: COCO, img_ids: Sequence[int] | None
+        self, task: str, results: list[dict[str, Any]], truth: "_GroundTruth", img_ids: Sequence[Any] | None
     ) -> COCOeval_faster:
         # With a box, the library would take the box's area for the mask's
-        keys = (*RESULT_KEYS, "bbox" if task == "bbox" else "segmentation")
-        detections = truth.loadRes([{key: result[key] for key in keys} for result in results])
+        keys = ("category_id", "score", "bbox" if task == "bbox" else "segmentation")
+        detections = [
+            {"image_id": truth.numbers[result["image_id"]], **{key: result[key] for key in keys}} for result in results
+        ]
         evaluation = (BoundaryEval if task == "boundary" else COCOeval_faster)(
-            truth, detections, task, boundary_dilation_ratio=DILATION_RATIO
+            truth.coco, truth.coco.loadRes(detections), task, boundary_dilation_ratio=DILATION_RATIO
         )
         if img_ids is not None:
-            evaluation.params.imgIds = img_ids
+            evaluation.params.imgIds = [truth.numbers[img_id] for img_id in img_ids]
         evaluation.evaluate()
         evaluation.accumulate()
         lines: list[str] = []
@@ -123,23 +119,28 @@ class COCOInstanceEvaluator(COCOEvaluator):
         return evaluation
 
 
-def _ground_truth(dataset: dict[str, Any]) -> tuple[COCO, dict[Any, int]]:
-    """Index a COCO JSON for the library, which counts an annotation with id 0 as not matched and wants integer ids.
+class _GroundTruth(NamedTuple):
+    """A COCO JSON as the library wants it, and the numbers that it has for image ids.
 
-    Returns:
-        The data set with images (in the order of their ids) and annotations numbered from 1, and an area in every
-        annotation; and the number of each image id.
+    The library counts an annotation with id 0 as not matched, and takes integer ids only: images (in the order of their
+    ids) and annotations are numbered from 1. Areas are added where they are missing.
     """
-    images = sorted(dataset["images"], key=lambda image: image["id"])
-    numbers = {image["id"]: number for number, image in enumerate(images, start=1)}
-    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    annotations = []
-    for number, annotation in enumerate(dataset["annotations"], start=1):
-        image_id = annotation["image_id"]
-        area = annotation["area"] if "area" in annotation else _area(annotation, *sizes[image_id])
-        annotations.append({**annotation, "id": number, "image_id": numbers[image_id], "area": area})
-    images = [{**image, "id": numbers[image["id"]]} for image in images]
-    return COCO({**dataset, "images": images, "annotations": annotations}), numbers
+
+    coco: COCO
+    numbers: dict[Any, int]
+
+    @classmethod
+    def of(cls, dataset: dict[str, Any]) -> "_GroundTruth":
+        images = sorted(dataset["images"], key=lambda image: image["id"])
+        numbers = {image["id"]: number for number, image in enumerate(images, start=1)}
+        sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+        annotations = []
+        for number, annotation in enumerate(dataset["annotations"], start=1):
+            image_id = annotation["image_id"]
+            area = annotation["area"] if "area" in annotation else _area(annotation, *sizes[image_id])
+            annotations.append({**annotation, "id": number, "image_id": numbers[image_id], "area": area})
+        images = [{**image, "id": numbers[image["id"]]} for image in images]
+        return cls(COCO({**dataset, "images": images, "annotations": annotations}), numbers)
 
 
 def _area(annotation: dict[str, Any], height: int, width: int) -> float:

@@ -273,6 +273,13 @@ def test_ground_truth_of_a_test_set(register, tmp_path):
     assert {result["category_id"] for result in results} == set(CATEGORY_IDS)
 
 
+def test_nothing_is_annotated(register):
+    truth = make_truth(num_images=2)
+    outputs = make_detections(truth)
+    results = evaluate(COCOInstanceEvaluator(register({**truth, "annotations": []})), outputs)
+    assert all(np.isnan(results[task][metric]) for task in ("bbox", "segm", "boundary") for metric in METRICS)
+
+
 def test_ids_and_missing_entries_do_not_matter(register):
     truth = make_truth()
     outputs = make_detections(truth)

@@ -1,0 +1,100 @@
+"""A trained model for single images: reading pictures of any kind, and running the model of a config on them.
+
+In short:
+
+    predictor = Predictor(load_cfg("config.yaml", ["MODEL.WEIGHTS", "model_final.pth"]))
+    instances = predictor(read_picture("photo.jpg"))
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import Image, ImageOps
+
+from .checkpoint import SafeCheckpointer
+from .errors import UserError
+from .mask_head import MaskRCNNPatchDCTHead
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """Read an image of whatever kind Pillow knows: grayscale, palette, CMYK, with an alpha channel, of 16 bits.
+
+    It is turned upright as its EXIF data say; alpha is dropped; values of 16 bits are cut to their upper 8; of several
+    frames, the first is taken.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        UserError: if the file is missing, no image, or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if not upright.mode.startswith("I"):
+                return np.array(upright.convert("RGB"))
+            # Pillow's own conversion of integers would clip them at 255
+            grey = (np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+    except Exception as e:  # whatever a damaged file makes Pillow stumble over
+        raise UserError(f"cannot read image {path}: {e}") from None
+
+
+class Predictor:
+    """A model with trained weights, from an image to its instances."""
+
+    def __init__(self, cfg: CfgNode, keep_stages: bool = False):
+        """
+        Args:
+            cfg: ``MODEL.WEIGHTS`` is to name a checkpoint of a trained model, which is read as data
+                (:class:`~patchdct.checkpoint.SafeCheckpointer`).
+            keep_stages: whether instances also get ``pred_coarse_masks`` and ``pred_patch_labels``.
+
+        Raises:
+            UserError: if there are no weights, or weights that leave a part of the model random, or if the model has no
+                stages to keep.
+        """
+        weights = cfg.MODEL.WEIGHTS
+        if not weights or "ImageNetPretrained" in weights:
+            found = f"MODEL.WEIGHTS is {weights!r}, a backbone to train from" if weights else "MODEL.WEIGHTS is empty"
+            raise UserError(
+                f"no trained weights: {found}. Give a checkpoint of this model with --weights FILE or MODEL.WEIGHTS; "
+                "tools/train_net.py writes one, model_final.pth, in OUTPUT_DIR"
+            )
+        self.model = build_model(cfg).eval()
+        if keep_stages:
+            head = getattr(getattr(self.model, "roi_heads", None), "mask_head", None)
+            if not isinstance(head, MaskRCNNPatchDCTHead):
+                raise UserError(f"only PatchDCT has stages to show; MODEL.ROI_MASK_HEAD.NAME is {type(head).__name__}")
+            head.keep_stages = True
+        checkpointer = SafeCheckpointer(self.model)
+        checkpointer.load(weights)
+        parameters = dict(self.model.named_parameters())
+        absent = sorted(parameters.keys() - set(checkpointer.load_report.matched))
+        if absent:
+            raise UserError(
+                f"{checkpointer.load_report}. {len(absent)} parameters would stay random, {absent[0]} first: is it a "
+                "checkpoint of this config, with as many classes?"
+            )
+        self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> Instances:
+        """Detect the instances of an (H, W, 3) uint8 RGB image.
+
+        Returns:
+            instances on the CPU, of the image's size: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``
+            (N, H, W) boolean; best score first.
+        """
+        height, width = image.shape[:2]
+        if self.input_format == "BGR":
+            image = image[:, :, ::-1]
+        resized = self.resize.get_transform(image).apply_image(image)
+        pixels = torch.from_numpy(resized.astype(np.float32).transpose(2, 0, 1).copy())
+        return self.model([{"image": pixels, "height": height, "width": width}])[0]["instances"].to("cpu")

@@ -1,0 +1,112 @@
+"""FLOPs and parameters of the mask branch: the paper's figures, and an independent count."""
+
+import json
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from patchdct.analysis import MaskNetwork, mask_branch_cost
+from patchdct.cli import run
+
+from ..testing import tiny_cfg
+
+# The mask branch is that of the config; the backbone is irrelevant to it
+SMALL_BACKBONE = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+
+
+@pytest.fixture(scope="module")
+def tool(load_tool):
+    return load_tool("analyze_model")
+
+
+@pytest.fixture(scope="module")
+def rows(tool, tmp_path_factory):
+    """The tool's rows for its default configs, by config."""
+    path = tmp_path_factory.mktemp("cost") / "cost.json"
+    run(tool.main, tool.argument_parser().parse_args(["--json", str(path), *SMALL_BACKBONE]))
+    return {row["config"]: row for row in json.loads(path.read_text())}
+
+
+def test_table_shows_the_figures_of_the_paper(tool, rows, capsys):
+    tool.Console(width=120).print(tool.make_table(list(rows.values())))
+    text = capsys.readouterr().out
+    assert "as in the paper" in text and "Spent here" in text
+    for name, count in (("patchdct", "5.1 G"), ("patchdct_2stage", "9.6 G"), ("patchdct_3stage", "14.1 G")):
+        name = name.replace("patchdct", "patchdct_R_50_FPN_1x") + "_coco"
+        (line,) = [line for line in text.splitlines() if f" {name} " in line]
+        assert line.split(name)[1].split()[:2] == count.split()
+
+
+def test_every_class_counts_layer_by_layer(rows):
+    convs = 4 * 256 * 256 * 9 * 14**2
+    coarse = convs + 256 * 14**2 * 1024 + 1024 * 1024 + 1024 * 300
+    fuse = 256 * 9 * 42**2 + 2 * 256 * 256 * 9 * 42**2
+    module = fuse + (256 + 1024) * 1024 * 9 * 14**2 + 1024 * 80 * (6 + 3) * 14**2
+    assert rows["mask_rcnn_R_50_FPN_1x_coco"]["every_class"] == convs + 256 * 256 * 4 * 14**2 + 256 * 80 * 28**2
+    assert rows["dct_mask_R_50_FPN_1x_coco"]["every_class"] == coarse
+    assert rows["patchdct_R_50_FPN_1x_coco"]["every_class"] == coarse + module
+    assert rows["patchdct_R_50_FPN_1x_2stage_coco"]["every_class"] == coarse + 2 * module
+    assert rows["patchdct_R_50_FPN_1x_3stage_coco"]["every_class"] == coarse + 3 * module
+
+
+def test_spent_has_one_class_and_the_codec(rows):
+    row = rows["patchdct_R_50_FPN_1x_coco"]
+    # 24 x 24 frequencies to 42 x 42 pixels, and 3 x 3 to 8 x 8 in each of the 14 x 14 patches
+    codec = 24 * 24 * 42 + 42 * 24 * 42 + 14**2 * (3 * 3 * 8 + 8 * 3 * 8)
+    assert row["every_class"] - row["spent"] == 79 * 1024 * (6 + 3) * 14**2 - codec
+
+
+def test_parameters(rows):
+    millions = [round(row["parameters"] / 1e6, 1) for row in rows.values()]
+    assert millions == [2.6, 55.1, 68.8, 68.8, 68.8]
+    others = {row["model_parameters"] - row["parameters"] for row in rows.values()}
+    assert len(others) == 1 and others.pop() > 10e6
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        ("mask_rcnn", {}),
+        ("dct_mask", {}),
+        ("dct_mask", {"CLS_AGNOSTIC_MASK": False}),
+        ("patchdct", {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [1.0, 1.0, 1.0]}),
+        ("patchdct", {"CLS_AGNOSTIC_MASK": True}),
+    ],
+)
+def test_spent_is_what_torch_itself_counts(head, options):
+    model = build_model(tiny_cfg(head, **options)).eval()
+    network = MaskNetwork(model)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*network.example_inputs(1))
+    # torch counts a multiply-add as two
+    assert mask_branch_cost(model).spent == counter.get_total_flops() / 2
+
+
+def test_class_agnostic_costs_the_same_in_both_counts():
+    cost = mask_branch_cost(build_model(tiny_cfg("patchdct", CLS_AGNOSTIC_MASK=True)))
+    specific = mask_branch_cost(build_model(tiny_cfg("patchdct")))
+    predictors_of_two_classes = 2 * 16 * (6 + 3) * 14**2
+    assert specific.every_class - cost.every_class == predictors_of_two_classes
+    assert specific.spent == cost.spent
+
+
+def test_network_computes_what_the_head_does():
+    model = build_model(tiny_cfg("patchdct")).eval()
+    network = MaskNetwork(model)
+    classes, x, fine = network.example_inputs(4, num_classes=3)
+    assert x.shape == (4, 16, 14, 14) and fine.shape == (4, 16, 42, 42)
+    with torch.no_grad():
+        masks = network(classes, x, fine)
+        _, stages = network.head.predict(x, fine, classes)
+    assert masks.shape == (4, 112, 112)
+    assert torch.equal(masks, network.head.assemble(stages[0], network.head.final_labels(stages[0].logits)))
+
+
+def test_model_without_mask_branch_is_an_error(tool, config_file, capsys):
+    path = config_file("mask_rcnn", lambda cfg: cfg.merge_from_list(["MODEL.MASK_ON", False]))
+    with pytest.raises(SystemExit) as e:
+        run(tool.main, tool.argument_parser().parse_args(["--config-file", path]))
+    assert e.value.code == 1
+    assert "MODEL.MASK_ON" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""The benchmark: same inputs for every model, fixed numbers of detections, honest statistics."""
+
+import json
+import statistics
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling.roi_heads import StandardROIHeads
+
+from patchdct import benchmark
+from patchdct.benchmark import MaskNetwork, Settings, draw_instances, measure, prepare
+from patchdct.cli import run
+from patchdct.errors import UserError
+
+SETTINGS = Settings(size=(96, 128), batch_size=2, warmup=1, repeats=3)
+HEADS = ("mask_rcnn", "dct_mask", "patchdct")
+
+
+@pytest.fixture(scope="module")
+def tool(load_tool):
+    return load_tool("benchmark")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_whole_model_has_the_same_proposals_and_detections_whatever_the_head(head, config_file, monkeypatch):
+    proposals = []
+    forward_box = StandardROIHeads._forward_box
+
+    def record(self, features, instances):
+        proposals.extend(len(x) for x in instances)
+        return forward_box(self, features, instances)
+
+    monkeypatch.setattr(StandardROIHeads, "_forward_box", record)
+    call = prepare(config_file(head), "model", 7, SETTINGS)
+    with torch.no_grad():
+        call()
+        outputs = call()
+    assert proposals == [20, 20, 20, 20]
+    drawn = draw_instances(7, SETTINGS.size, num_classes=3)
+    for output in outputs:
+        assert torch.allclose(output["instances"].pred_boxes.tensor, drawn.pred_boxes.tensor)
+        assert output["instances"].pred_masks.shape == (7, 96, 128)
+
+
+@pytest.mark.parametrize(("head", "mask_size"), zip(HEADS, (28, 128, 112), strict=True))
+def test_branch_and_head_alone_give_masks_of_every_instance(head, mask_size, config_file):
+    path = config_file(head)
+    with torch.no_grad():
+        instances = prepare(path, "branch", 5, SETTINGS)()
+        masks = prepare(path, "head", 5, SETTINGS)()
+    assert [x.pred_masks.shape for x in instances] == [(5, 1, mask_size, mask_size)] * 2
+    assert masks.shape == (10, mask_size, mask_size)
+
+
+def test_drawn_boxes_are_inside_the_image_and_never_change():
+    drawn, again = (draw_instances(200, (60, 90), num_classes=3) for _ in range(2))
+    boxes = drawn.pred_boxes.tensor
+    assert torch.equal(boxes, again.pred_boxes.tensor) and torch.equal(drawn.pred_classes, again.pred_classes)
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 90.001).all() and (boxes[:, 3] <= 60.001).all()
+    assert (boxes[:, 2:] - boxes[:, :2]).min() >= 15.99
+    assert set(drawn.pred_classes.tolist()) == {0, 1, 2}
+
+
+def test_row_has_median_and_rate_of_its_runs(config_file):
+    row = measure(config_file(), "head", 3, SETTINGS)
+    assert len(row["milliseconds_of_each_run"]) == 3 and min(row["milliseconds_of_each_run"]) > 0
+    assert row["milliseconds"] == statistics.median(row["milliseconds_of_each_run"])
+    assert row["images_per_second"] == pytest.approx(2 * 1000 / row["milliseconds"])
+    assert (row["config"], row["part"], row["instances"]) == ("patchdct", "head", 3)
+
+
+def test_warmup_runs_are_not_in_the_figures(config_file, monkeypatch):
+    calls = []
+    monkeypatch.setattr(benchmark, "prepare", lambda *args: lambda: calls.append(1))
+    row = measure(config_file(), "head", 3, Settings(warmup=4, repeats=2))
+    assert len(calls) == 6 and len(row["milliseconds_of_each_run"]) == 2
+
+
+def test_dtype_memory_format_and_compile_reach_the_head(config_file, monkeypatch):
+    seen = {}
+
+    def forward(self, classes, x, fine):
+        seen.update(
+            dtype=torch.nn.functional.conv2d(x, self.head.mask_fcn1.weight).dtype,
+            channels_last=x.is_contiguous(memory_format=torch.channels_last),
+            weight_channels_last=self.head.mask_fcn1.weight.is_contiguous(memory_format=torch.channels_last),
+            predict=self.head.predict,
+        )
+
+    monkeypatch.setattr(MaskNetwork, "forward", forward)
+    monkeypatch.setattr(torch, "compile", lambda function: ("compiled", function.__name__))
+    measure(config_file(), "head", 2, Settings(dtype="bf16", channels_last=True, compile=True, size=(96, 96)))
+    assert seen == {
+        "dtype": torch.bfloat16,
+        "channels_last": True,
+        "weight_channels_last": True,
+        "predict": ("compiled", "predict"),
+    }
+
+
+def test_missing_gpu_is_an_error(config_file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no usable GPU"):
+        measure(config_file(), "head", 2, Settings(device="cuda"))
+
+
+def test_command_line_measures_in_another_process_and_writes_json(tool, config_file, tmp_path, capsys):
+    path = tmp_path / "out.json"
+    options = ["--parts", "head", "--instances", "2", "--repeats", "2", "--threads", "1", "--device", "cpu"]
+    args = ["--config-file", config_file(), *options, "--json", str(path), "MODEL.FPN.OUT_CHANNELS", "8"]
+    run(tool.main, tool.argument_parser().parse_args(args))
+    content = json.loads(path.read_text())
+    assert content["torch"] == torch.__version__ and content["threads"] == 1 and content["device_name"]
+    assert content["repeats"] == 2 and content["opts"] == ["MODEL.FPN.OUT_CHANNELS", "8"]
+    (row,) = content["rows"]
+    # Python with torch, and little else
+    assert 100 < row["memory_before_mb"] <= row["peak_memory_mb"] < 3000
+    table = capsys.readouterr().out
+    assert "patchdct" in table and f"{row['peak_memory_mb']:,.0f} MB" in table
+
+
+def test_row_that_fails_leaves_the_others(tool, monkeypatch, tmp_path, capsys):
+    class Pool:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def submit(self, function, config_file, part, num_instances, settings):
+            if num_instances == 100:
+                raise BrokenProcessPool("killed")
+            self.row = {"config": Path(config_file).stem, "part": part, "instances": num_instances}
+            return self
+
+        def result(self):
+            return self.row | {"milliseconds": 2.0, "images_per_second": 500.0, "peak_memory_mb": 1.0}
+
+    monkeypatch.setattr(tool, "ProcessPoolExecutor", Pool)
+    path = tmp_path / "out.json"
+    with pytest.raises(SystemExit) as e:
+        run(tool.main, tool.argument_parser().parse_args(["--parts", "model", "--json", str(path)]))
+    assert e.value.code == 1
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["instances"], "error" in row) for row in rows] == [(20, False)] * 3 + [(100, True)] * 3
+    assert "3 of 6 rows could not be measured" in capsys.readouterr().err

@@ -1,0 +1,328 @@
+"""The demo: images and videos of every kind in, pictures and COCO results out, nothing lost when a file is bad."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from PIL import Image
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+from patchdct.cli import run
+from patchdct.config import load_cfg
+from patchdct.errors import UserError
+from patchdct.inference import Predictor, read_picture
+from patchdct.video import VideoReader, VideoWriter
+
+from ..testing import disc, tiny_cfg
+
+CLASSES = ["disc", "square", "star"]
+
+
+@pytest.fixture(scope="module")
+def tool(load_tool):
+    return load_tool("demo")
+
+
+@pytest.fixture(autouse=True)
+def no_data_sets(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint of the tiny PatchDCT model, whose random scores are all above 0.1 and below 0.9."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": build_model(tiny_cfg()).state_dict()}, path)
+    return str(path)
+
+
+def picture(width: int = 72, height: int = 56) -> Image.Image:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width)
+    pixels[disc(height, width, (30, 25), 15).numpy()] = (30, 200, 90)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        picture(72 + 8 * i).save(folder / f"{i}.jpg")
+    return folder
+
+
+@pytest.fixture
+def demo(tool, config_file, weights, tmp_path):
+    """A function that runs the tool as its command line does, and returns the folder, detections and images."""
+    output = tmp_path / "out"
+
+    def call(*args: str | Path, head: str = "patchdct", weights: str | None = weights, edit=lambda cfg: None):
+        options = ["--weights", weights] if weights else []
+        command = [
+            "--config-file",
+            config_file(head, edit),
+            *options,
+            "--output",
+            str(output),
+            "--score-threshold",
+            "0",
+        ]
+        run(tool.main, tool.argument_parser().parse_args([*command, *map(str, args)]))
+        return output, *(json.loads((output / f"{name}.json").read_text()) for name in ("detections", "images"))
+
+    return call
+
+
+def test_images_of_a_folder_become_pictures_and_coco_results(demo, photos, capsys):
+    (photos / "notes.txt").write_text("no picture")
+    output, detections, images = demo("--input", photos)
+    assert [Path(image["file_name"]).name for image in images["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [image["width"] for image in images["images"]] == [72, 80, 88]
+    assert {d["image_id"] for d in detections} == {1, 2, 3} and len(detections) == 15
+    for d in detections:
+        image = images["images"][d["image_id"] - 1]
+        assert d["segmentation"]["size"] == [image["height"], image["width"]]
+        assert mask_util.decode(d["segmentation"]).shape == (image["height"], image["width"])
+    for i in range(3):
+        drawn = Image.open(output / f"{i}_masks.jpg")
+        assert drawn.size == (72 + 8 * i, 56)
+        assert np.abs(np.asarray(drawn, int) - np.asarray(Image.open(photos / f"{i}.jpg"), int)).max() > 30
+    assert "15 objects in 3 images" in capsys.readouterr().out
+
+
+def test_results_load_as_coco_results(demo, photos, tmp_path):
+    output, _, images = demo("--input", photos / "0.jpg")
+    (tmp_path / "truth.json").write_text(json.dumps({**images, "annotations": []}))
+    loaded = COCO(str(tmp_path / "truth.json")).loadRes(str(output / "detections.json"))
+    assert len(loaded.anns) == 5
+
+
+def test_score_threshold_leaves_out_the_rest(demo, photos):
+    _, all_of_them, _ = demo("--input", photos / "0.jpg")
+    threshold = sorted(d["score"] for d in all_of_them)[2] + 1e-6
+    _, some, _ = demo("--input", photos / "0.jpg", "--overwrite", "--score-threshold", threshold)
+    assert len(some) < len(all_of_them) and all(d["score"] > threshold for d in some)
+    output, none, images = demo("--input", photos / "0.jpg", "--overwrite", "--score-threshold", "0.99")
+    assert none == [] and len(images["images"]) == 1 and (output / "0_masks.jpg").is_file()
+
+
+def test_exotic_images_are_read_and_bad_ones_named_at_the_end(demo, tmp_path, capsys):
+    folder = tmp_path / "exotic"
+    folder.mkdir()
+    image = picture()
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        image.convert(mode).save(folder / f"{mode}.png")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.save(folder / "lzw.tiff", compression="tiff_lzw")
+    Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257).save(folder / "sixteen.png")
+    whole = folder / "whole.jpg"
+    picture(300, 300).save(whole)
+    (folder / "truncated.jpg").write_bytes(whole.read_bytes()[:2000])
+    (folder / "text.png").write_text("no image")
+    (folder / "empty.png").touch()
+    with pytest.raises(SystemExit) as e:
+        demo("--input", folder)
+    assert e.value.code == 1
+    error = capsys.readouterr().err
+    assert "3 of 12 files could not be used" in error and "Traceback" not in error
+    for name in ("truncated.jpg", "text.png", "empty.png"):
+        assert f"cannot read image {folder / name}" in error
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    names = [Path(image["file_name"]).name for image in images]
+    assert sorted(names) == [
+        "1.png",
+        "L.png",
+        "LA.png",
+        "P.png",
+        "RGBA.png",
+        "cmyk.jpg",
+        "lzw.tiff",
+        "sixteen.png",
+        "whole.jpg",
+    ]
+    assert all(
+        (tmp_path / "out" / f"{Path(name).stem}_masks{'.jpg' if name.endswith('.jpg') else '.png'}").is_file()
+        for name in names
+    )
+
+
+def test_pictures_have_the_right_values(tmp_path):
+    grey = np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "sixteen.png")
+    assert read_picture(tmp_path / "sixteen.png")[..., 1].tolist() == [[0, 0, 1], [128, 255, 255]]
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "red.tiff")
+    assert read_picture(tmp_path / "red.tiff")[0, 0].tolist() == [255, 0, 0]
+    turned = picture()
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert read_picture(tmp_path / "turned.png").shape == (72, 56, 3)
+    with pytest.raises(UserError, match=r"cannot read image .*missing\.png"):
+        read_picture(tmp_path / "missing.png")
+
+
+def test_video_keeps_its_frames(demo, tmp_path):
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (72, 56))
+    for i in range(4):
+        writer.write(np.asarray(picture())[:, :, ::-1] // (i + 1))
+    writer.release()
+    output, detections, images = demo("--input", clip)
+    assert [image["frame_index"] for image in images["images"]] == [0, 1, 2, 3]
+    assert {image["file_name"] for image in images["images"]} == {str(clip)}
+    assert {d["image_id"] for d in detections} == {1, 2, 3, 4}
+    drawn = VideoReader(output / "clip_masks.mp4")
+    frames = list(drawn)
+    assert len(frames) == 4 and drawn.rate == 10.0 and frames[0].shape == (56, 72, 3)
+    brightness = [np.median(frame[:, -6:, 0]) for frame in frames]
+    assert brightness[0] > 200 and brightness == sorted(brightness, reverse=True) and brightness[3] < 90
+
+
+def test_video_without_frames_is_named(demo, tmp_path, capsys):
+    (tmp_path / "broken.mp4").write_bytes(b"no video" * 50)
+    with pytest.raises(SystemExit):
+        demo("--input", tmp_path / "broken.mp4")
+    assert f"cannot read video {tmp_path / 'broken.mp4'}" in capsys.readouterr().err
+
+
+def test_video_is_rgb(tmp_path):
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 200
+    with VideoWriter(tmp_path / "red.mp4", 5.0) as writer:
+        writer.write(red)
+    (frame,) = VideoReader(tmp_path / "red.mp4")
+    assert np.abs(frame.astype(int) - red).max() < 30
+    with pytest.raises(UserError, match="cannot write video"), VideoWriter(tmp_path / "no" / "red.mp4", 5.0) as writer:
+        writer.write(red)
+
+
+def test_stages_stand_side_by_side(demo, photos):
+    output, detections, _ = demo("--input", photos / "0.jpg", "--stages", "--panel-size", "200")
+    width, height = Image.open(output / "0_masks.jpg").size
+    assert width >= 3 * 200 and height < 250
+    assert len(detections) == 5
+
+
+def test_stages_need_patchdct(demo, photos, capsys):
+    with pytest.raises(SystemExit):
+        demo("--input", photos, "--stages", head="mask_rcnn")
+    assert "only PatchDCT has stages to show" in capsys.readouterr().err
+
+
+def test_weights_are_asked_for(demo, photos, tmp_path, capsys):
+    def from_imagenet(cfg):
+        cfg.MODEL.WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+
+    for edit, message in ((lambda cfg: None, "MODEL.WEIGHTS is empty"), (from_imagenet, "a backbone to train from")):
+        with pytest.raises(SystemExit) as e:
+            demo("--input", photos, weights=None, edit=edit)
+        error = capsys.readouterr().err
+        assert e.value.code == 1 and message in error and "--weights" in error
+    with pytest.raises(SystemExit):
+        demo("--input", photos, weights=str(tmp_path / "absent.pth"))
+    assert "absent.pth" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_model_are_refused(demo, photos, capsys):
+    with pytest.raises(SystemExit):
+        demo("--input", photos, edit=lambda cfg: cfg.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", 5]))
+    error = capsys.readouterr().err
+    assert "would stay random" in error and "3 classes in the checkpoint, 5 in the model" in error
+
+
+def test_nothing_is_overwritten_unasked(demo, photos, capsys):
+    output, _, _ = demo("--input", photos / "0.jpg")
+    (output / "0_masks.jpg").write_text("mine")
+    with pytest.raises(SystemExit):
+        demo("--input", photos / "0.jpg")
+    assert "--overwrite" in capsys.readouterr().err
+    assert (output / "0_masks.jpg").read_text() == "mine"
+    demo("--input", photos / "0.jpg", "--overwrite")
+    assert Image.open(output / "0_masks.jpg").size == (72, 56)
+
+
+def test_equal_names_and_inputs_in_the_output_folder_are_kept_apart(tool, tmp_path):
+    sources = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.tif", tmp_path / "out" / "y_masks.png", tmp_path / "y.png"]
+    targets = tool.plan_outputs(sources, tmp_path / "out", overwrite=True)
+    assert list(targets) == sources
+    names = ["x_masks.png", "x_masks_2.png", "y_masks_masks.png", "y_masks_2.png"]
+    assert [target.name for target in targets.values()] == names
+
+
+def test_inputs_are_files_folders_and_patterns(tool, photos, tmp_path):
+    found = tool.find_inputs([str(photos / "1.jpg"), str(photos), str(photos / "*.jpg")])
+    assert [path.name for path in found] == ["1.jpg", "0.jpg", "2.jpg"]
+    (tmp_path / "void").mkdir()
+    for text in ("void", "absent.jpg", "*.gif"):
+        with pytest.raises(UserError, match="--input"):
+            tool.find_inputs([str(tmp_path / text)])
+
+
+def test_interruption_leaves_what_was_done(demo, tool, photos, tmp_path, monkeypatch):
+    def read(path):
+        if path.name == "1.jpg":
+            raise KeyboardInterrupt
+        return read_picture(path)
+
+    monkeypatch.setattr(tool, "read_picture", read)
+    with pytest.raises(KeyboardInterrupt):
+        demo("--input", photos)
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert [Path(image["file_name"]).name for image in images] == ["0.jpg"]
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 5
+
+
+def test_categories_of_coco_need_no_data(tool, caplog):
+    categories = tool.find_categories(load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"))
+    assert categories[0] == {"id": 1, "name": "person"} and categories[-1] == {"id": 90, "name": "toothbrush"}
+    assert len(categories) == 80 and "numbers for names" not in caplog.text
+
+
+def test_categories_of_an_own_data_set_have_its_ids(demo, photos):
+    truth = {
+        "images": [{"id": 1, "file_name": "0.jpg", "height": 56, "width": 72}],
+        "categories": [{"id": 30 - 10 * i, "name": name} for i, name in enumerate(CLASSES)],
+        "annotations": [],
+    }
+    (photos.parent / "truth.json").write_text(json.dumps(truth))
+
+    def use(cfg):
+        cfg.DATASETS.COCO_FORMAT = [["demo_test_set", str(photos.parent / "truth.json"), str(photos)]]
+        cfg.DATASETS.TEST = ("demo_test_set",)
+
+    _, detections, images = demo("--input", photos / "0.jpg", edit=use)
+    assert images["categories"] == [
+        {"id": 10, "name": "star"},
+        {"id": 20, "name": "square"},
+        {"id": 30, "name": "disc"},
+    ]
+    assert {d["category_id"] for d in detections} <= {10, 20, 30}
+
+
+def test_classes_without_names_are_numbers(tool, caplog):
+    cfg = tiny_cfg()
+    cfg.DATASETS.TEST = ("unheard_of",)
+    assert tool.find_categories(cfg) == [{"id": i, "name": str(i)} for i in range(3)]
+    assert "3 classes of the model get numbers for names: data set unheard_of" in caplog.text
+
+
+def test_predictor_agrees_with_that_of_detectron2(weights):
+    cfg = tiny_cfg()
+    cfg.MODEL.WEIGHTS = weights
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    image = np.asarray(picture())
+    ours = Predictor(cfg)(image)
+    theirs = DefaultPredictor(cfg)(image[:, :, ::-1])["instances"]
+    assert len(ours) == 5
+    for field in ("scores", "pred_classes", "pred_masks"):
+        assert torch.equal(ours.get(field), theirs.get(field))
+    assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)

@@ -1,0 +1,215 @@
+"""The upper bound of mask representations: answers known beforehand on synthetic sets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as mask_util
+
+from patchdct.cli import run
+
+from ..testing import disc
+
+SIZE = 160
+CATEGORIES = [{"id": 4, "name": "disc"}, {"id": 9, "name": "square"}]
+
+
+@pytest.fixture(scope="module")
+def tool(load_tool):
+    return load_tool("upper_bound")
+
+
+def square(x: float, y: float, side: float, **fields) -> dict:
+    polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
+    return {"bbox": [x, y, side, side], "segmentation": [polygon], "area": side**2, "category_id": 9, **fields}
+
+
+def round_annotation(center: tuple[float, float], radius: float, **fields) -> dict:
+    mask = disc(SIZE, SIZE, center, radius).numpy()
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    x, y, w, h = mask_util.toBbox(rle).tolist()
+    rle["counts"] = rle["counts"].decode()
+    return {"bbox": [x, y, w, h], "segmentation": rle, "area": int(mask.sum()), "category_id": 4, **fields}
+
+
+def star(center: tuple[float, float], radius: float, spikes: int, **fields) -> dict:
+    angles = np.arange(2 * spikes) * np.pi / spikes
+    lengths = np.where(np.arange(2 * spikes) % 2, 0.4 * radius, radius)
+    points = np.stack([center[0] + lengths * np.cos(angles), center[1] + lengths * np.sin(angles)], 1)
+    (x0, y0), (x1, y1) = points.min(0), points.max(0)
+    box = [float(v) for v in (x0, y0, x1 - x0, y1 - y0)]
+    area = float(np.pi * radius**2 / 3)
+    return {"bbox": box, "segmentation": [points.flatten().tolist()], "area": area, "category_id": 4, **fields}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a COCO JSON of images, each a list of annotations."""
+
+    def write(*images: list[dict]) -> str:
+        path = tmp_path / "truth.json"
+        annotations = [{"image_id": i, **a} for i, objects in enumerate(images, start=1) for a in objects]
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "height": SIZE, "width": SIZE} for i in range(1, len(images) + 1)
+            ],
+            "categories": CATEGORIES,
+            "annotations": [{"id": i, "iscrowd": 0, **a} for i, a in enumerate(annotations, start=1)],
+        }
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def bound(tool, annotations: str, detections: list[dict] | None = None, *options: str) -> dict[tuple, dict]:
+    """Run the tool; its rows by patch size and dimension."""
+    args = ["--annotations", annotations, *options]
+    if detections is not None:
+        path = Path(annotations).with_name("detections.json")
+        path.write_text(json.dumps(detections))
+        args += ["--detections", str(path)]
+    rows = run(tool.main, tool.argument_parser().parse_args(args))
+    return {(row["patch_size"], row["dim"]): row for row in rows}
+
+
+def test_representations_order_as_in_the_paper(tool, write, tmp_path, capsys):
+    crowd = round_annotation((80, 80), 75, iscrowd=1)
+    path = write(
+        [star((60, 60), 55, 9), star((110, 120), 38, 7), crowd],
+        [star((80, 80), 78, 16), round_annotation((40, 120), 30)],
+        [star((90, 70), 60, 12)],
+        [],
+    )
+    rows = bound(tool, path, None, "--json", str(tmp_path / "rows.json"))
+    assert list(rows) == [(1, 1), (8, 3), (8, 6), (8, 9), (8, 12), (112, 200), (112, 300)]
+    for metric in ("AP", "AP_B"):
+        values = {key: row[metric] for key, row in rows.items()}
+        assert values[1, 1] >= values[8, 12] - 1 and values[8, 12] >= values[8, 6] >= values[8, 3]
+        assert values[112, 300] >= values[112, 200]
+    assert rows[1, 1]["AP"] > 95
+    assert rows[1, 1]["AP_B"] > rows[8, 3]["AP_B"] > rows[112, 200]["AP_B"]
+    assert json.loads((tmp_path / "rows.json").read_text()) == list(rows.values())
+    out = capsys.readouterr().out
+    for column in ("Resolution", "Patch size", "Dim.", "AP", "AP_B", "112 x 112", "8 x 8"):
+        assert column in out
+
+
+def test_squares_on_the_pixel_grid_survive_everything(tool, write):
+    rows = bound(tool, write([square(10, 20, 56), square(90, 90, 28)]))
+    # A square fills its box: no patch is mixed
+    assert {row["AP"] for row in rows.values()} == {100.0}
+    assert {row["AP_B"] for row in rows.values()} == {100.0}
+
+
+def test_full_length_vectors_and_binary_grid_change_nothing(tool):
+    masks = torch.rand(3, 112, 112, generator=torch.Generator().manual_seed(0)) > 0.5
+    masks[1] = False
+    for patch_size, vector_dim in ((1, 1), (8, 64), (112, 112**2)):
+        assert torch.allclose(tool.reconstruct(masks, patch_size, vector_dim), masks.float(), atol=1e-4)
+    assert not torch.allclose(tool.reconstruct(masks, 8, 6), masks.float(), atol=0.2)
+
+
+def test_uniform_patches_do_not_pass_through_the_codec(tool):
+    masks = disc(112, 112, (56, 56), 40)[None]
+    soft = tool.reconstruct(masks, 8, 3)
+    assert (soft[0, :8, :8] == 0).all() and (soft[0, 48:64, 48:64] == 1).all()
+
+
+def test_polygons_and_rle_are_cut_out_alike(tool):
+    annotation = round_annotation((80, 80), 40)
+    box = torch.tensor([[30.0, 30.0, 140.0, 140.0]])
+    angles = np.linspace(0, 2 * np.pi, 200)
+    points = 80.5 + 40.5 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    polygon = {"segmentation": [points.flatten()]}
+    a, b = tool.cut_out([annotation, polygon], box.repeat(2, 1))
+    assert a.any() and (a & b).sum() / (a | b).sum() > 0.97
+
+
+def detection(image_id: int, box: list[float], score: float, category_id: int = 9) -> dict:
+    return {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+
+
+def test_matched_detection_has_the_mask_of_its_object(tool, write):
+    # The box is 4 pixels too wide on each side; the mask inside is still that of the square
+    rows = bound(tool, write([square(20, 20, 56)]), [detection(1, [16, 20, 64, 56], 0.4)])
+    assert rows[1, 1]["AP"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("extra", "ap"),
+    [
+        # A false positive that ranks first halves the precision at every recall
+        (detection(1, [100, 100, 40, 40], 0.9), 50.0),
+        (detection(1, [100, 100, 40, 40], 0.1), 100.0),
+        # The better score has the object, cut to 50 of its 56 columns: IoU 0.89. Where that is too little, at 0.9 and
+        # 0.95, the exact box of the other comes second
+        (detection(1, [20, 20, 50, 56], 0.9), 90.0),
+        # No object of this class there
+        (detection(1, [20, 20, 56, 56], 0.9, category_id=4), 100.0),
+    ],
+)
+def test_false_positives_stay(tool, write, extra, ap):
+    rows = bound(tool, write([square(20, 20, 56)]), [detection(1, [20, 20, 56, 56], 0.5), extra])
+    assert rows[1, 1]["AP"] == pytest.approx(ap, abs=0.01)
+
+
+def test_match_is_greedy_by_score_within_image_and_class(tool, write):
+    path = write([square(20, 20, 40), square(30, 20, 40)], [])
+    name, records = tool.load_truth(path)
+    results = [
+        detection(1, [30, 20, 40, 40], 0.9),
+        detection(1, [29, 20, 40, 40], 0.8),  # the nearest object is taken; it gets the other
+        detection(1, [30, 20, 40, 40], 0.7),  # both are taken
+        detection(1, [90, 90, 40, 40], 0.6),
+    ]
+    loaded = [{**r, "category_id": 1} for r in reversed(results)]
+    instances, masks = tool.matched_instances(records[0], loaded)
+    assert instances.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
+    widths = masks.any(1).sum(1).tolist()
+    assert widths[0] == 112 and 80 < widths[1] < 90 and widths[2:] == [112, 112]
+    empty, no_masks = tool.matched_instances(records[1], [])
+    assert len(empty) == 0 and no_masks.shape == (0, 112, 112)
+    lonely, masks = tool.matched_instances(records[1], loaded[:1])
+    assert len(lonely) == 1 and masks.all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no annotation file"),
+        ("{", "is not a COCO annotation file"),
+        ("[]", "is not a COCO annotation file"),
+        ('{"images": [], "annotations": []}', "is not a COCO annotation file"),
+        (json.dumps({"images": [], "annotations": [], "categories": CATEGORIES}), "has no masks"),
+    ],
+)
+def test_bad_annotations_end_in_one_message(tool, tmp_path, capsys, content, message):
+    path = tmp_path / "bad.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as e:
+        bound(tool, str(path))
+    assert e.value.code == 1
+    error = capsys.readouterr().err
+    assert message in error and str(path) in error and "Traceback" not in error
+
+
+def test_annotations_without_masks_end_in_one_message(tool, write, capsys):
+    annotation = square(20, 20, 56)
+    del annotation["segmentation"]
+    with pytest.raises(SystemExit):
+        bound(tool, write([annotation]))
+    assert "1 of its 1 objects are without" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "bad", [detection(77, [0, 0, 9, 9], 0.5), detection(1, [0, 0, 9, 9], 0.5, 5), {"image_id": 1, "category_id": 9}]
+)
+def test_detections_of_other_images_or_classes_or_without_boxes_end_in_one_message(tool, write, capsys, bad):
+    with pytest.raises(SystemExit) as e:
+        bound(tool, write([square(20, 20, 56)]), [bad])
+    assert e.value.code == 1
+    assert "detections.json does not hold COCO results" in capsys.readouterr().err

@@ -1,0 +1,220 @@
+#!/usr/bin/env python
+"""Detect and segment the objects of images and videos with a trained model: pictures with masks, and COCO results.
+
+    python tools/demo.py --config-file config.yaml --weights model_final.pth --input a.jpg clip.mp4 --output out
+    python tools/demo.py --config-file config.yaml --weights model_final.pth --input "photos/*" --output out --stages
+
+The output folder gets
+
+    <name>_masks.jpg, .png   each image with its masks; <name>_masks.mp4 for a video
+    detections.json          COCO results: image_id, category_id, bbox, score, segmentation (RLE at native size)
+    images.json              file_name of each image_id (and frame_index in videos, from 0), and the categories
+
+With --stages each picture shows side by side the masks of PatchDCT's DCT-Mask stage, its final masks, and the labels of
+its patches. A file that cannot be read is left out; all of these are named at the end, with exit status 1.
+"""
+
+import argparse
+import glob
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from PIL import Image
+from tqdm import tqdm
+
+from patchdct.cli import run
+from patchdct.config import load_cfg
+from patchdct.data.prepare import prepare_datasets
+from patchdct.errors import UserError
+from patchdct.inference import Predictor, read_picture
+from patchdct.video import VideoReader, VideoWriter
+from patchdct.visualization import compare_panels, draw_masks
+
+logger = logging.getLogger("patchdct.demo")
+
+JPEG_SUFFIXES = {".jpg", ".jpeg"}
+IMAGE_SUFFIXES = JPEG_SUFFIXES | {".bmp", ".gif", ".jp2", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+
+
+def find_inputs(inputs: list[str]) -> list[Path]:
+    """Return the files that paths, folders (their images and videos) and glob patterns stand for, each once.
+
+    Raises:
+        UserError: for one that stands for nothing.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        else:
+            files = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(text, recursive=True))]
+        if not files:
+            raise UserError(
+                f"--input {text}: {'a folder without images or videos' if path.is_dir() else 'no such file'}"
+            )
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def plan_outputs(sources: list[Path], folder: Path, overwrite: bool) -> dict[Path, Path]:
+    """Return the picture or video to write for each source, no two alike.
+
+    Raises:
+        UserError: if a file to be written is there already, unless it may be overwritten.
+    """
+    targets: dict[Path, Path] = {}
+    for source in sources:
+        suffix = source.suffix.lower()
+        suffix = ".mp4" if suffix in VIDEO_SUFFIXES else ".jpg" if suffix in JPEG_SUFFIXES else ".png"
+        target, count = folder / f"{source.stem}_masks{suffix}", 1
+        while target in targets.values() or target in sources:
+            count += 1
+            target = folder / f"{source.stem}_masks_{count}{suffix}"
+        targets[source] = target
+    existing = [path for path in (*targets.values(), *(folder / name for name in Results.FILES)) if path.exists()]
+    if existing and not overwrite:
+        raise UserError(
+            f"{existing[0]} exists already{f', and {len(existing) - 1} others' if len(existing) > 1 else ''}; choose "
+            "another --output folder, or pass --overwrite"
+        )
+    return targets
+
+
+def find_categories(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Return id and name of each class of the model as a data set of the config has them, else its index as both."""
+    problem = "none of its data sets has that many"
+    try:
+        prepare_datasets(cfg, train=False)
+        for name in {entry[0] for entry in cfg.DATASETS.COCO_FORMAT} & {*cfg.DATASETS.TEST}:
+            DatasetCatalog.get(name)  # tells the ids of its categories
+    except UserError as e:
+        # No matter for sets like COCO, whose classes are known without their files
+        problem = str(e)
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name)
+        names = metadata.get("thing_classes", ())
+        if len(names) == num_classes:
+            indices = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(num_classes)}
+            return [{"id": number, "name": names[indices[number]]} for number in sorted(indices, key=indices.get)]
+    logger.warning("The %d classes of the model get numbers for names: %s", num_classes, problem)
+    return [{"id": i, "name": str(i)} for i in range(num_classes)]
+
+
+class Results:
+    """The detections of all images and frames so far, as COCO JSON."""
+
+    FILES = ("detections.json", "images.json")
+
+    def __init__(self, categories: list[dict[str, Any]]):
+        self.categories = categories
+        self.images: list[dict[str, Any]] = []
+        self.detections: list[dict[str, Any]] = []
+
+    def add(self, instances: Instances, source: Path, frame_index: int | None = None) -> None:
+        height, width = instances.image_size
+        image = {"id": len(self.images) + 1, "file_name": str(source), "height": height, "width": width}
+        self.images.append(image if frame_index is None else {**image, "frame_index": frame_index})
+        for result in instances_to_coco_json(instances, image["id"]):
+            self.detections.append({**result, "category_id": self.categories[result["category_id"]]["id"]})
+
+    def write(self, folder: Path) -> None:
+        contents = (self.detections, {"images": self.images, "categories": self.categories})
+        for name, content in zip(self.FILES, contents, strict=True):
+            (folder / name).write_text(json.dumps(content) + "\n")
+
+
+class Painter:
+    """From a picture to its instances and the picture that shows them."""
+
+    def __init__(self, predictor: Predictor, class_names: list[str], panel_size: int | None):
+        """
+        Args:
+            predictor: the model.
+            class_names: of its classes.
+            panel_size: longer side of each panel in pixels, to show stages side by side; None for one picture as it is.
+        """
+        self.predictor = predictor
+        self.class_names = class_names
+        self.panel_size = panel_size
+
+    def __call__(self, image: np.ndarray) -> tuple[Instances, np.ndarray]:
+        instances = self.predictor(image)
+        if self.panel_size:
+            return instances, compare_panels(
+                image, None, instances, self.class_names, score_threshold=0.0, panel_size=self.panel_size
+            )
+        shown = instances.pred_masks, instances.pred_classes, instances.scores
+        return instances, draw_masks(image, *shown, self.class_names)
+
+
+def process(source: Path, target: Path, painter: Painter, results: Results) -> None:
+    """Detect and draw the instances of one image, or of each frame of one video."""
+    if source.suffix.lower() not in VIDEO_SUFFIXES:
+        instances, picture = painter(read_picture(source))
+        Image.fromarray(picture).save(target, quality=95)
+        results.add(instances, source)
+        return
+    reader = VideoReader(source)
+    frames = tqdm(reader, total=reader.count, desc=source.name, unit="frame", leave=False)
+    with VideoWriter(target, reader.rate) as writer:
+        for index, frame in enumerate(frames):
+            instances, picture = painter(frame)
+            writer.write(picture)
+            results.add(instances, source, index)
+
+
+def main(args: argparse.Namespace) -> None:
+    opts = [*args.opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(args.score_threshold)]
+    cfg = load_cfg(args.config_file, [*opts, "MODEL.WEIGHTS", args.weights] if args.weights else opts)
+    targets = plan_outputs(find_inputs(args.input), args.output, args.overwrite)
+    predictor = Predictor(cfg, keep_stages=args.stages)
+    categories = find_categories(cfg)
+    class_names = [category["name"] for category in categories]
+    painter = Painter(predictor, class_names, args.panel_size if args.stages else None)
+    results, failures = Results(categories), []
+    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        for source, target in tqdm(targets.items(), unit="file"):
+            try:
+                process(source, target, painter, results)
+            except UserError as e:
+                failures.append(str(e))
+    finally:
+        # Also what was done before an interruption
+        results.write(args.output)
+    done = len(targets) - len(failures)
+    print(
+        f"{len(results.detections)} objects in {len(results.images)} images, from {done} of {len(targets)} files. "
+        f"Pictures, {' and '.join(Results.FILES)} are in {args.output}"
+    )
+    if failures:
+        raise UserError("\n".join([f"{len(failures)} of {len(targets)} files could not be used:", *failures]))
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="of the model: config.yaml in its OUTPUT_DIR")
+    add("--weights", metavar="FILE", help="checkpoint of the model; else MODEL.WEIGHTS of the config")
+    add("--input", nargs="+", required=True, metavar="PATH", help="images, videos, folders of them, or glob patterns")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="folder for pictures and JSON")
+    add("--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below; default 0.5")
+    add("--stages", action="store_true", help="show PatchDCT's stages and patches side by side")
+    add("--panel-size", type=int, default=512, metavar="N", help="longer side of a panel in pixels; default 512")
+    add("--overwrite", action="store_true", help="replace files of the output folder")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, argument_parser().parse_args())
