@@ -31,11 +31,11 @@ if find_spec("detectron2") is not None:
     from .roi_heads import PatchDCTROIHeads
 
     __all__ += [
-        "build_narrow_resnet_fpn_backbone",
         "MaskRCNNDCTHead",
         "MaskRCNNPatchDCTHead",
         "PatchDCTROIHeads",
         "add_dctmask_config",
         "add_patchdct_config",
+        "build_narrow_resnet_fpn_backbone",
         "get_cfg",
     ]

@@ -12,8 +12,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 def build_narrow_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build an FPN over a ResNet-18 of any width, for models that are trained from scratch on a CPU.
 
-    Detectron2's own ResNet-18 insists on ``RES2_OUT_CHANNELS`` 64; this one has as many channels as that key says in its
-    first stage, and twice as many in each further one. Nothing is frozen.
+    Detectron2's own ResNet-18 insists on ``RES2_OUT_CHANNELS`` 64; this one has as many channels as that key says in
+    its first stage, and twice as many in each further one. Nothing is frozen.
     """
     width, norm = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.NORM
     stem = BasicStem(input_shape.channels, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, norm)

@@ -71,8 +71,8 @@ def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence
         datasets: [name, JSON file, image folder] triples to add to ``DATASETS.COCO_FORMAT``.
 
     Raises:
-        UserError: if the file is missing or no YAML, or a key or value does not fit. A config that asks for CUDA on a machine
-            without it is not an error: the model goes to the CPU, with a warning.
+        UserError: if the file is missing or no YAML, or a key or value does not fit. A config that asks for CUDA on a
+            machine without it is not an error: the model goes to the CPU, with a warning.
     """
     cfg = get_cfg()
     source = config_file or "the command line"
@@ -107,7 +107,7 @@ def _unknown_key_message(cfg: CfgNode, message: str) -> str:
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for name, value in node.items():
         keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
     return keys

@@ -20,7 +20,7 @@ def dct_matrix(size: int, num_frequencies: int | None = None) -> Tensor:
         num_frequencies: F <= K, the number of rows; all K if None.
 
     Returns:
-        (F, K) float32; row u is ``sqrt(2 / K) * C(u) * cos((2x + 1) * u * pi / 2K)`` over x, with ``C(0) = 1 / sqrt(2)``.
+        (F, K) float32; row u is ``sqrt(2 / K) * C(u) * cos((2x + 1) * u * pi / 2K)`` over x, ``C(0) = 1 / sqrt(2)``.
     """
     x = torch.arange(size, dtype=torch.float64)
     u = torch.arange(num_frequencies or size, dtype=torch.float64)
@@ -49,10 +49,14 @@ def nearest_positions(in_size: int, out_size: int) -> Tensor:
 class DCTMaskCodec(nn.Module):
     """Encode K x K masks as the first N coefficients of their 2-D DCT in zigzag order, and decode them.
 
-    Both directions are products with one fixed cosine basis, cut to the F frequencies that the N coefficients touch (24
-    of 112 for N = 300), so nothing complex, no float64 and no transform library is involved. The arithmetic is in float32
-    also under autocast; results have the dtype of the input.
+    Both directions are products with one fixed cosine basis, cut to the F frequencies that the N coefficients touch
+    (24 of 112 for N = 300): nothing complex, no float64, no transform library. The arithmetic is in float32 also under
+    autocast; results have the dtype of the input.
     """
+
+    basis: Tensor
+    scan_index: Tensor
+    spectrum_index: Tensor
 
     def __init__(self, mask_size: int, vector_dim: int):
         """
@@ -106,8 +110,8 @@ class DCTMaskCodec(nn.Module):
 
         Args:
             vectors: (..., N) coefficients in zigzag order.
-            positions: (S,) int64 rows, which serve as columns too, to decode; all K of them if None. Costs S * S pixels,
-                not K * K.
+            positions: (S,) int64 rows, which serve as columns too, to decode; all K of them if None. Costs S * S
+                pixels, not K * K.
 
         Returns:
             (..., S, S) soft masks, nominally in [0, 1] (not clipped).

@@ -11,7 +11,9 @@ Norm = Callable[[int], nn.Module]
 class ConvReLU(nn.Conv2d):
     """A convolution with an optional normalisation, followed by ReLU; its parameters carry its own name."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm | None = None, stride: int = 1, padding: int = 1):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, norm: Norm | None = None, stride: int = 1, padding: int = 1
+    ):
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=padding, bias=norm is None)
         self.norm = norm(out_channels) if norm else None
 

@@ -75,6 +75,9 @@ class PatchDCTBranch(MaskFCN):
     Every PatchDCT module has the same weights. Only the scores and vectors of each instance's class are computed.
     """
 
+    coarse_positions: Tensor
+    refined_positions: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -215,7 +218,8 @@ def _downsample_stride(fine_resolution: int, patches_per_side: int) -> int:
 
 
 def _predict_class(layer: nn.Conv2d, x: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """Apply the rows of a 1 x 1 convolution that belong to each instance's class: (B, H, P) to (B, P, outputs a class)."""
+    """Apply the rows of a 1 x 1 convolution that belong to each instance's class: (B, H, P) to (B, P, rows)."""
+    assert layer.bias is not None
     weight = layer.weight.reshape(num_classes, -1, x.shape[1])
     bias = layer.bias.reshape(num_classes, -1)
     if num_classes == 1:

@@ -1,4 +1,4 @@
-"""The mask heads, as Detectron2 sees them: config, RoI pooling, targets and losses around :mod:`patchdct.mask_branch`."""
+"""The mask heads, as Detectron2 sees them: config, pooling, targets and losses around :mod:`patchdct.mask_branch`."""
 
 from functools import partial
 from typing import Any
@@ -117,7 +117,7 @@ class MaskRCNNPatchDCTHead(PatchDCTBranch):
         head = cfg.MODEL.ROI_MASK_HEAD
         if isinstance(input_shape, ShapeSpec):
             raise UserError(
-                f"MODEL.ROI_MASK_HEAD.NAME {head.NAME} pools for itself: set MODEL.ROI_MASK_HEAD.POOLER_TYPE to \"\" or "
+                f'MODEL.ROI_MASK_HEAD.NAME {head.NAME} pools for itself: set MODEL.ROI_MASK_HEAD.POOLER_TYPE to "" or '
                 "MODEL.ROI_HEADS.NAME to PatchDCTROIHeads"
             )
         _check_patchdct_config(head, input_shape)
@@ -211,13 +211,13 @@ def _common_config(cfg: CfgNode) -> dict[str, Any]:
 def _check_patchdct_config(head: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
     if head.NUM_STAGE < 2:
         raise UserError(
-            f"MODEL.ROI_MASK_HEAD.NUM_STAGE is {head.NUM_STAGE}; it counts the DCT-Mask stage, so 2 is one PatchDCT module. "
-            "For none set MODEL.ROI_MASK_HEAD.NAME to MaskRCNNDCTHead"
+            f"MODEL.ROI_MASK_HEAD.NUM_STAGE is {head.NUM_STAGE}; it counts the DCT-Mask stage, so 2 is one PatchDCT "
+            "module. For none set MODEL.ROI_MASK_HEAD.NAME to MaskRCNNDCTHead"
         )
     if len(head.MASK_LOSS_PARA_EACH_STAGE) != head.NUM_STAGE:
         raise UserError(
-            f"MODEL.ROI_MASK_HEAD.MASK_LOSS_PARA_EACH_STAGE {list(head.MASK_LOSS_PARA_EACH_STAGE)} is to have one weight "
-            f"for each of the NUM_STAGE {head.NUM_STAGE} stages"
+            f"MODEL.ROI_MASK_HEAD.MASK_LOSS_PARA_EACH_STAGE {list(head.MASK_LOSS_PARA_EACH_STAGE)} is to have one "
+            f"weight for each of the NUM_STAGE {head.NUM_STAGE} stages"
         )
     for key in ("IN_FEATURES", "FINE_FEATURES"):
         if not head[key] or not set(head[key]) <= set(input_shape):

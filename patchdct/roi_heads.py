@@ -19,7 +19,9 @@ class PatchDCTROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        if cfg.MODEL.MASK_ON and issubclass(ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME), MaskRCNNPatchDCTHead):
+        if cfg.MODEL.MASK_ON and issubclass(
+            ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME), MaskRCNNPatchDCTHead
+        ):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""

@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """DefaultTrainer that loads checkpoints as data, names unreadable images, and evaluates box, mask and boundary AP."""
+    """DefaultTrainer that loads checkpoints as data, names unreadable images, and evaluates Boundary AP too."""
+
+    checkpointer: SafeCheckpointer
 
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer gives DDP a device id, which DDP refuses for a model on the CPU
@@ -32,9 +34,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         # The first place after DefaultTrainer has made its own checkpointer and before a hook holds on to it
-        self.checkpointer = SafeCheckpointer(
-            self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = SafeCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         return super().build_hooks()
 
     @classmethod
@@ -57,7 +57,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Evaluate on every data set of DATASETS.TEST, and write the metrics to ``evaluation.json`` in OUTPUT_DIR too."""
+        """Evaluate on every data set of DATASETS.TEST, and write the metrics to ``evaluation.json`` in OUTPUT_DIR."""
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "evaluation.json"

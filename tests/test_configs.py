@@ -127,7 +127,11 @@ def test_bad_overrides_are_named(opts, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("MODEL:\n  MASK_OFF: True\n", "MODEL.MASK_OFF"), ("MODEL: [\n", "bad.yaml"), ("VERSION: 2\nx: !!python/name:os.system\n", "bad.yaml")],
+    [
+        ("MODEL:\n  MASK_OFF: True\n", "MODEL.MASK_OFF"),
+        ("MODEL: [\n", "bad.yaml"),
+        ("VERSION: 2\nx: !!python/name:os.system\n", "bad.yaml"),
+    ],
 )
 def test_bad_files_are_named(tmp_path, content, message):
     path = tmp_path / "bad.yaml"

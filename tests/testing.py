@@ -80,5 +80,6 @@ def feature_maps(num_images: int, channels: int = 16, size: int = 96, seed: int 
     """FPN maps p2 to p5 of random values."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        f"p{i}": torch.randn(num_images, channels, size // 2**i, size // 2**i, generator=generator) for i in (2, 3, 4, 5)
+        f"p{i}": torch.randn(num_images, channels, size // 2**i, size // 2**i, generator=generator)
+        for i in (2, 3, 4, 5)
     }

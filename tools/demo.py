@@ -161,7 +161,7 @@ def process(source: Path, target: Path, painter: Painter, results: Results) -> N
     """Detect and draw the instances of one image, or of each frame of one video."""
     if source.suffix.lower() not in VIDEO_SUFFIXES:
         instances, picture = painter(read_picture(source))
-        Image.fromarray(picture).save(target, quality=95)
+        Image.fromarray(picture).save(target, quality=95, subsampling=0)
         results.add(instances, source)
         return
     reader = VideoReader(source)

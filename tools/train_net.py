@@ -6,8 +6,8 @@
     torchrun --nproc_per_node=2 tools/train_net.py --config-file ... MODEL.DEVICE cpu
 
 A data set of one's own in COCO format needs no Python: ``--dataset my_train annotations.json images/``, then
-``DATASETS.TRAIN "('my_train',)"``. SOLVER.REFERENCE_WORLD_SIZE 8 scales batch, learning rate and schedule of a config for
-8 GPUs to the GPUs at hand.
+``DATASETS.TRAIN "('my_train',)"``. SOLVER.REFERENCE_WORLD_SIZE 8 scales batch, learning rate and schedule of a config
+for 8 GPUs to the GPUs at hand.
 """
 
 import argparse

@@ -14,16 +14,15 @@ import time
 from pathlib import Path
 
 import cv2
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
-from detectron2.modeling import build_model
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances
 from tqdm import tqdm
 
-from patchdct.checkpoint import SafeCheckpointer
 from patchdct.cli import run
 from patchdct.config import load_cfg
 from patchdct.data.prepare import prepare_datasets
+from patchdct.inference import Predictor, read_picture
 from patchdct.visualization import compare_panels
 
 CONFIG = Path("configs/patchdct/shapes/patchdct_shapes.yaml")
@@ -31,37 +30,24 @@ CONFIG = Path("configs/patchdct/shapes/patchdct_shapes.yaml")
 
 def train(output: Path, overrides: list[str]) -> None:
     """Train and evaluate in a process of its own, as a user would."""
-    command = [
-        sys.executable,
-        "tools/train_net.py",
-        "--config-file",
-        str(CONFIG),
-        *overrides,
-        "OUTPUT_DIR",
-        str(output),
-    ]
+    command = [sys.executable, "tools/train_net.py", "--config-file", str(CONFIG), *overrides]
+    command += ["OUTPUT_DIR", str(output)]
     status = subprocess.run(command).returncode
     if status:
         raise SystemExit(status)
 
 
-@torch.no_grad()
 def draw_pictures(cfg: CfgNode, folder: Path, count: int) -> None:
     """Write side-by-side pictures of held-out images: truth, DCT-Mask stage, PatchDCT, patch labels."""
-    model = build_model(cfg).eval()
-    SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    model.roi_heads.mask_head.keep_stages = True
-    prepare_datasets(cfg, train=False)
     name = cfg.DATASETS.TEST[0]
+    prepare_datasets(cfg, train=False)
+    records = DatasetCatalog.get(name)[:count]
+    predictor = Predictor(cfg, keep_stages=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for record in tqdm(DatasetCatalog.get(name)[:count], desc="drawing masks", unit="image"):
-        image = detection_utils.read_image(record["file_name"], "RGB")
-        pixels = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())
-        instances = model([{"image": pixels, "height": image.shape[0], "width": image.shape[1]}])[0]["instances"]
-        truth = detection_utils.annotations_to_instances(record["annotations"], image.shape[:2], "bitmask")
-        panels = compare_panels(
-            image, truth.gt_masks.tensor.numpy(), instances, MetadataCatalog.get(name).thing_classes
-        )
+    for record in tqdm(records, desc="drawing masks", unit="image"):
+        image = read_picture(record["file_name"])
+        truth = annotations_to_instances(record["annotations"], image.shape[:2], "bitmask").gt_masks.tensor.numpy()
+        panels = compare_panels(image, truth, predictor(image), MetadataCatalog.get(name).thing_classes)
         cv2.imwrite(str(folder / f"{Path(record['file_name']).stem}.png"), panels[:, :, ::-1])
 
 
