@@ -13,10 +13,7 @@ from torch.nn import functional as F
 from .dct import DCTMaskCodec, nearest_positions
 from .errors import UserError
 from .layers import ConvReLU, MaskFCN, Norm
-from .patches import PatchLabel, assemble_patches
-
-# torch.compile does not trace comparisons of tensors with members of an enumeration
-BACKGROUND, MIXED, FOREGROUND = (label.value for label in PatchLabel)
+from .patches import PatchLabel, assemble_patches, fill_uniform_patches
 
 
 class PatchPrediction(NamedTuple):
@@ -186,10 +183,7 @@ class PatchDCTBranch(MaskFCN):
 
     def assemble(self, prediction: PatchPrediction, labels: Tensor) -> Tensor:
         """Decode the mixed patches, fill the others, and put all together: (B, P) labels to (B, M, M) soft masks."""
-        patches = self.patch_codec.decode(prediction.vectors)
-        labels = labels[..., None, None]
-        uniform = (labels == FOREGROUND).to(patches.dtype)
-        return assemble_patches(torch.where(labels == MIXED, patches, uniform))
+        return assemble_patches(fill_uniform_patches(self.patch_codec.decode(prediction.vectors), labels))
 
     def final_labels(self, logits: Tensor) -> Tensor:
         """Label patches at inference: a foreground or background probability above the threshold beats mixed.
@@ -201,8 +195,8 @@ class PatchDCTBranch(MaskFCN):
             (B, P) int64 :class:`~patchdct.patches.PatchLabel` values.
         """
         probs = logits.float().softmax(-1)
-        background, foreground = probs[..., BACKGROUND], probs[..., FOREGROUND]
-        uniform = torch.where(foreground > background, FOREGROUND, BACKGROUND)
+        background, foreground = probs[..., PatchLabel.BACKGROUND], probs[..., PatchLabel.FOREGROUND]
+        uniform = torch.where(foreground > background, PatchLabel.FOREGROUND.value, PatchLabel.BACKGROUND.value)
         sure = torch.maximum(background, foreground) > self.patch_threshold
         return torch.where(sure, uniform, probs.argmax(-1))
 

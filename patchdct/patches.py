@@ -44,3 +44,16 @@ def classify_patches(patches: Tensor) -> Tensor:
     foreground = patches if patches.dtype == torch.bool else patches > 0.5
     flat = foreground.flatten(-2)
     return flat.any(-1).long() + flat.all(-1).long()
+
+
+def fill_uniform_patches(patches: Tensor, labels: Tensor) -> Tensor:
+    """Make patches labelled background 0 and those labelled foreground 1, and leave mixed ones.
+
+    Args:
+        patches: (..., m, m) soft masks.
+        labels: (...) :class:`PatchLabel` values.
+    """
+    labels = labels[..., None, None]
+    # Plain integers, because torch.compile does not trace comparisons of tensors with members of an enumeration
+    uniform = (labels == PatchLabel.FOREGROUND.value).to(patches.dtype)
+    return torch.where(labels == PatchLabel.MIXED.value, patches, uniform)

@@ -16,7 +16,6 @@ of 1 x 1 is the binary grid, one of 112 x 112 the DCT of the whole mask. Images 
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from patchdct.cli import run
 from patchdct.dct import DCTMaskCodec
 from patchdct.errors import UserError
 from patchdct.evaluation import COCOInstanceEvaluator
-from patchdct.patches import PatchLabel, assemble_patches, classify_patches, split_into_patches
+from patchdct.patches import assemble_patches, classify_patches, fill_uniform_patches, split_into_patches
 
 MASK_SIZE = 112
 # Side of a patch and elements of its vector, in the order of the paper's table
@@ -49,9 +48,8 @@ def reconstruct(masks: Tensor, patch_size: int, vector_dim: int) -> Tensor:
     """Push (B, M, M) boolean masks through patch labels and vectors; returns (B, M, M) soft masks."""
     codec = DCTMaskCodec(patch_size, vector_dim)
     patches = split_into_patches(masks, patch_size)
-    labels = classify_patches(patches)[..., None, None]
-    uniform = (labels == PatchLabel.FOREGROUND).float()
-    return assemble_patches(torch.where(labels == PatchLabel.MIXED, codec.decode(codec.encode(patches)), uniform))
+    decoded = codec.decode(codec.encode(patches))
+    return assemble_patches(fill_uniform_patches(decoded, classify_patches(patches)))
 
 
 def cut_out(annotations: list[dict[str, Any]], boxes: Tensor) -> Tensor:
@@ -171,8 +169,6 @@ def evaluate(name: str, records: list[dict[str, Any]], results: dict[int, list] 
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
-    # Detectron2 warns once for every class that has no object
-    logging.getLogger("detectron2").setLevel(logging.ERROR)
     name, records = load_truth(args.annotations)
     rows = evaluate(name, records, load_results(args.detections, name, records) if args.detections else None)
     table = Table(

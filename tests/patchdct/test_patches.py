@@ -1,6 +1,7 @@
 import torch
 
 from patchdct import PatchLabel, assemble_patches, classify_patches, split_into_patches
+from patchdct.patches import fill_uniform_patches
 
 
 def test_split_by_hand_with_a_non_symmetric_mask():
@@ -31,3 +32,10 @@ def test_empty_batches():
     assert split_into_patches(torch.zeros(0, 112, 112), 8).shape == (0, 196, 8, 8)
     assert assemble_patches(torch.zeros(0, 196, 8, 8)).shape == (0, 112, 112)
     assert classify_patches(torch.zeros(0, 196, 8, 8, dtype=torch.bool)).shape == (0, 196)
+
+
+def test_uniform_patches_are_filled_and_mixed_ones_left():
+    patches = torch.full((3, 2, 2), 0.4)
+    labels = torch.tensor([PatchLabel.BACKGROUND, PatchLabel.MIXED, PatchLabel.FOREGROUND])
+    filled = fill_uniform_patches(patches, labels)
+    torch.testing.assert_close(filled[:, 0, 0], torch.tensor([0.0, 0.4, 1.0]))
