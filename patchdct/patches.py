@@ -3,6 +3,7 @@
 Letters: B masks, M side of a mask, m side of a patch, P = (M / m)^2 patches of a mask, row-major.
 """
 
+import math
 from enum import IntEnum
 
 import torch
@@ -27,7 +28,7 @@ def split_into_patches(masks: Tensor, patch_size: int) -> Tensor:
 def assemble_patches(patches: Tensor) -> Tensor:
     """Put (B, P, m, m) patches together to (B, M, M) masks, the inverse of :func:`split_into_patches`."""
     batch, num_patches, patch_size, _ = patches.shape
-    side = round(num_patches**0.5)
+    side = math.isqrt(num_patches)
     grid = patches.reshape(batch, side, side, patch_size, patch_size)
     return grid.transpose(2, 3).reshape(batch, side * patch_size, side * patch_size)
 
