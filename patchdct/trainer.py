@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from .checkpoint import SafeCheckpointer
 from .data.dataset_mapper import CheckedDatasetMapper
+from .errors import UserError
 from .evaluation import COCOInstanceEvaluator
 from .optimizer import build_optimizer
 
@@ -70,7 +71,16 @@ def log_scaled_schedule(cfg: CfgNode) -> CfgNode:
     """Scale batch, learning rate and schedule to the number of processes if SOLVER.REFERENCE_WORLD_SIZE asks for it.
 
     The rule is Detectron2's (``DefaultTrainer.auto_scale_workers``); each key that it changes is logged.
+
+    Raises:
+        UserError: if the batch cannot be divided among the processes that the config was made for.
     """
+    reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    if reference and batch % reference:
+        raise UserError(
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH {batch}; it is to be the "
+            "number of GPUs that the config was made for, or 0 for no scaling"
+        )
     scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     for node, keys in (
         ("SOLVER", ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS", "CHECKPOINT_PERIOD")),

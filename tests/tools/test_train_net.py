@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from patchdct import UserError
 from patchdct.cli import run
 from patchdct.config import load_cfg
 from patchdct.trainer import log_scaled_schedule
@@ -142,6 +143,12 @@ def test_reference_world_size_scales_the_schedule_and_says_so(caplog):
     assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.BASE_LR, scaled.SOLVER.MAX_ITER) == (2, 0.0025, 720000)
     for change in ("IMS_PER_BATCH from 16 to 2", "BASE_LR from 0.02 to 0.0025", "MAX_ITER from 90000 to 720000"):
         assert f"Scaled SOLVER.{change}" in caplog.text
+
+
+def test_a_reference_that_does_not_divide_the_batch_is_named():
+    cfg = load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml", ["SOLVER.REFERENCE_WORLD_SIZE", "3"])
+    with pytest.raises(UserError, match="REFERENCE_WORLD_SIZE 3"):
+        log_scaled_schedule(cfg)
 
 
 def test_nothing_is_scaled_unasked():
