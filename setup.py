@@ -2,7 +2,7 @@ from setuptools import find_packages, setup
 
 # Detectron2 is a prerequisite that cannot be named here, because it is not on PyPI: README.md says how to get one.
 REQUIREMENTS = [
-    # torch.serialization.safe_globals takes pairs from torch 2.6 on.
+    # 2.6: safe_globals takes objects under another name, which the checkpoint reader needs for numpy of any version.
     "torch>=2.6",
     "torchvision>=0.21",
     "numpy>=1.26",
