@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.testing import load_tool
+
 TOOL = Path(__file__).parents[1] / "tools" / "install_detectron2.py"
 SOURCES = {
     "LICENSE": "Apache License\n",
@@ -26,11 +28,7 @@ SOURCES = {
 
 @pytest.fixture
 def tool() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("install_detectron2", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("install_detectron2")
 
 
 @pytest.fixture

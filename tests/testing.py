@@ -1,5 +1,7 @@
 """What several tests share: tiny configs, instances and data sets."""
 
+import importlib.util
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,6 +39,15 @@ def tiny_cfg(head: str = "patchdct", num_classes: int = 3, **mask_head: Any) -> 
     for key, value in {**small, **HEADS[head], **mask_head}.items():
         cfg.MODEL.ROI_MASK_HEAD[key] = value
     return cfg
+
+
+def load_tool(name: str) -> ModuleType:
+    """Import ``tools/<name>.py``."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", f"tools/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def disc(height: int, width: int, center: tuple[float, float], radius: float) -> torch.Tensor:

@@ -1,28 +1,13 @@
-"""What the tests of the command-line tools share: the tools as modules, and configs as files."""
+"""What the tests of the command-line tools share."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from detectron2.config import CfgNode
 
-from ..testing import tiny_cfg
-
-
-@pytest.fixture(scope="session")
-def load_tool() -> Callable[[str], ModuleType]:
-    """A function that imports ``tools/<name>.py``."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"tool_{name}", f"tools/{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+from tests.testing import tiny_cfg
 
 
 @pytest.fixture

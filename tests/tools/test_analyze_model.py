@@ -9,15 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchdct.analysis import MaskNetwork, mask_branch_cost
 from patchdct.cli import run
-
-from ..testing import tiny_cfg
+from tests.testing import load_tool, tiny_cfg
 
 # The mask branch is that of the config; the backbone is irrelevant to it
 SMALL_BACKBONE = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
 
 
 @pytest.fixture(scope="module")
-def tool(load_tool):
+def tool():
     return load_tool("analyze_model")
 
 

@@ -13,13 +13,14 @@ from patchdct import benchmark
 from patchdct.benchmark import MaskNetwork, Settings, draw_instances, measure, prepare
 from patchdct.cli import run
 from patchdct.errors import UserError
+from tests.testing import load_tool
 
 SETTINGS = Settings(size=(96, 128), batch_size=2, warmup=1, repeats=3)
 HEADS = ("mask_rcnn", "dct_mask", "patchdct")
 
 
 @pytest.fixture(scope="module")
-def tool(load_tool):
+def tool():
     return load_tool("benchmark")
 
 

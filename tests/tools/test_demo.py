@@ -18,14 +18,13 @@ from patchdct.config import load_cfg
 from patchdct.errors import UserError
 from patchdct.inference import Predictor, read_picture
 from patchdct.video import VideoReader, VideoWriter
-
-from ..testing import disc, tiny_cfg
+from tests.testing import disc, load_tool, tiny_cfg
 
 CLASSES = ["disc", "square", "star"]
 
 
 @pytest.fixture(scope="module")
-def tool(load_tool):
+def tool():
     return load_tool("demo")
 
 

@@ -1,6 +1,5 @@
 """The launcher, as a user starts it: training, resuming, evaluation, several processes, and every kind of bad input."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -20,6 +19,7 @@ from patchdct import UserError
 from patchdct.cli import run
 from patchdct.config import load_cfg
 from patchdct.trainer import log_scaled_schedule
+from tests.testing import load_tool
 
 SHAPES = "configs/patchdct/shapes/patchdct_shapes.yaml"
 TINY = [
@@ -30,13 +30,6 @@ TINY = [
     "DATASETS.TRAIN", "('shapes_train_8_96px',)", "DATASETS.TEST", "('shapes_val_6_96px',)",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5",
 ]  # fmt: skip
-
-
-def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 train_net = load_tool("train_net")

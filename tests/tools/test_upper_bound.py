@@ -9,15 +9,14 @@ import torch
 from pycocotools import mask as mask_util
 
 from patchdct.cli import run
-
-from ..testing import disc
+from tests.testing import disc, load_tool
 
 SIZE = 160
 CATEGORIES = [{"id": 4, "name": "disc"}, {"id": 9, "name": "square"}]
 
 
 @pytest.fixture(scope="module")
-def tool(load_tool):
+def tool():
     return load_tool("upper_bound")
 
 
