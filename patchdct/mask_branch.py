@@ -41,6 +41,18 @@ class DCTMaskBranch(MaskFCN):
         num_classes: int = 1,
         norm: Norm | None = None,
     ):
+        """
+        Args:
+            in_channels: of the RoI feature.
+            resolution: R.
+            conv_dim: channels of ``mask_fcn*``.
+            num_conv: number of ``mask_fcn*``.
+            hidden_features: H.
+            vector_dim: N.
+            mask_size: side of the mask that the N elements encode.
+            num_classes: C; the published models have 1.
+            norm: makes the normalisation of ``mask_fcn*`` from a number of channels.
+        """
         super().__init__(in_channels, conv_dim, num_conv, norm)
         self.vector_dim = vector_dim
         self.num_classes = num_classes
