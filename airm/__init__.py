@@ -1,6 +1,6 @@
-"""AIRM: refinement of coarse masks at ultra-high resolution by adaptive implicit representation mapping.
+"""AIRM: coarse masks refined at the image's own resolution (Zhao et al., 2024), as an extension of Detectron2."""
 
-After Zhao et al., "Leveraging Adaptive Implicit Representation Mapping for Ultra High-Resolution Image Segmentation":
-a transformer encoder empowered by semantic affinity, and a mapping function, adapted to each sample, from pixel-wise
-features to the mask at any resolution. The package is reserved for it; nothing is implemented yet.
-"""
+from .config import add_airm_config
+from .meta_arch import AIRM
+
+__all__ = ["AIRM", "add_airm_config"]

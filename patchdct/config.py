@@ -44,7 +44,7 @@ def add_patchdct_config(cfg: CfgNode) -> None:
     head.MASK_LOSS_PARA_EACH_STAGE = [1.0, 1.0]
     # Accepted for the published configs' sake; True is refused
     head.EVAL_GT = False
-    # "SGD" or "ADAMW"
+    # "SGD", "ADAM" or "ADAMW"
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Data sets in COCO format to register: [name, JSON file, image folder] each
     cfg.DATASETS.COCO_FORMAT = []
@@ -57,8 +57,11 @@ def add_dctmask_config(cfg: CfgNode) -> None:
 
 def get_cfg() -> CfgNode:
     """Return Detectron2's default config with the keys of this project; what every tool and test starts from."""
+    from airm.config import add_airm_config  # airm is built on this package
+
     cfg = get_detectron2_cfg()
     add_patchdct_config(cfg)
+    add_airm_config(cfg)
     return cfg
 
 

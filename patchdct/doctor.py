@@ -43,6 +43,7 @@ class DataSet(NamedTuple):
 
 COCO_PAGE = "https://cocodataset.org/#download"
 LVIS_PAGE = "https://www.lvisdataset.org/dataset"
+CASCADEPSP_PAGE = "https://github.com/hkchengrex/CascadePSP/blob/master/docs/dataset.md"
 LAYOUT = "layout: datasets/README.md"
 DATA_SETS = (
     DataSet(
@@ -64,6 +65,10 @@ DATA_SETS = (
         tuple(f"cityscapes/{kind}/{split}" for kind in ("leftImg8bit", "gtFine") for split in ("train", "val")),
         f"https://www.cityscapes-dataset.com/downloads; {LAYOUT}",
     ),
+    DataSet("AIRM training", ("MSRA10K", "DUTS-TR", "DUTS-TE", "ECSSD", "FSS-1000"), f"where to get them, {LAYOUT}"),
+    DataSet("DUT-OMRON", ("DUT-OMRON",), f"http://saliencydetection.net/dut-omron; {LAYOUT}"),
+    DataSet("BIG", ("BIG",), f"{CASCADEPSP_PAGE}; {LAYOUT}"),
+    DataSet("VOC 2012 relabelled", ("VOC2012_relabelled",), f"{CASCADEPSP_PAGE}; {LAYOUT}"),
     DataSet("shapes (synthetic)", ("shapes",), "made on first use, for example by: make demo"),
 )
 

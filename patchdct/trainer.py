@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from .checkpoint import SafeCheckpointer
 from .data.dataset_mapper import CheckedDatasetMapper
+from .data.prepare import prepare_datasets
 from .errors import UserError
 from .evaluation import COCOInstanceEvaluator
 from .optimizer import build_optimizer
@@ -37,6 +38,11 @@ class Trainer(DefaultTrainer):
         # The first place after DefaultTrainer has made its own checkpointer and before a hook holds on to it
         self.checkpointer = SafeCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         return super().build_hooks()
+
+    @classmethod
+    def prepare_datasets(cls, cfg: CfgNode, train: bool) -> None:
+        """Register and check the data sets of a config; see :func:`patchdct.data.prepare.prepare_datasets`."""
+        prepare_datasets(cfg, train)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -131,6 +131,10 @@ def test_no_data_sets_each_named_with_its_page() -> None:
         "LVIS v1": "https://www.lvisdataset.org",
         "LVIS v1 cocofied": "datasets/README.md",
         "Cityscapes": "https://www.cityscapes-dataset.com",
+        "AIRM training": "datasets/README.md",
+        "DUT-OMRON": "http://saliencydetection.net",
+        "BIG": "https://github.com/hkchengrex/CascadePSP",
+        "VOC 2012 relabelled": "https://github.com/hkchengrex/CascadePSP",
         "shapes (synthetic)": "make demo",
     }
     for name, page in pages.items():
@@ -147,13 +151,17 @@ def test_data_sets_are_found_below_the_root(data_root: Path) -> None:
         put_file(data_root / f"lvis/lvis_v1_{split}.json")
     put_file(data_root / "lvis/lvis_v0.5_val_cocofied.json")
     put_file(data_root / "shapes/val/annotations.json")
+    put_file(data_root / "DUTS-TR/DUTS-TR-Image/1.jpg")
+    put_file(data_root / "BIG/fcn8s/1_im.jpg")
     checks = examine()
     assert checks["data sets"].found == f"in {data_root}"
-    for name in ("COCO 2017", "LVIS v1", "LVIS v0.5 cocofied", "shapes (synthetic)"):
+    for name in ("COCO 2017", "LVIS v1", "LVIS v0.5 cocofied", "BIG", "shapes (synthetic)"):
         assert checks[name].status == "ok", checks[name]
     assert checks["Cityscapes"].status == "partial"
     assert checks["Cityscapes"].found == "absent: cityscapes/gtFine/train, cityscapes/gtFine/val"
     assert checks["LVIS v1 cocofied"].status == "missing"
+    assert checks["AIRM training"].status == "partial"
+    assert checks["AIRM training"].found == "absent: MSRA10K, DUTS-TE, ECSSD, FSS-1000"
 
 
 def test_empty_folders_and_files_are_no_data_set(data_root: Path) -> None:

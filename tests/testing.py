@@ -94,3 +94,20 @@ def feature_maps(num_images: int, channels: int = 16, size: int = 96, seed: int 
         f"p{i}": torch.randn(num_images, channels, size // 2**i, size // 2**i, generator=generator)
         for i in (2, 3, 4, 5)
     }
+
+
+def tiny_airm_cfg(**airm: Any) -> CfgNode:
+    """AIRM with a Mix Transformer that is built and run on the CPU in a moment; ``airm`` overrides keys of AIRM."""
+    cfg = get_cfg()
+    cfg.merge_from_file("configs/airm/Base-AIRM.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.MIT.EMBED_DIMS = [8, 16, 24, 32]
+    cfg.MODEL.MIT.NUM_HEADS = [1, 2, 3, 4]
+    cfg.MODEL.MIT.DEPTHS = [1, 1, 1, 2]
+    cfg.INPUT.REFINEMENT.CROP_SIZE = 64
+    cfg.DATALOADER.NUM_WORKERS = 0
+    small = {"STAGE_CHANNELS": 8, "HIDDEN_FEATURES": [8, 8], "HYPERNETWORK_CHANNELS": [8, 8]}
+    for key, value in {**small, **airm}.items():
+        cfg.MODEL.AIRM[key] = value
+    return cfg

@@ -19,32 +19,39 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from airm.trainer import RefinementTrainer
 from patchdct.checkpoint import SafeCheckpointer
 from patchdct.cli import run
 from patchdct.config import load_cfg
-from patchdct.data.prepare import prepare_datasets
 from patchdct.launch import launch
 from patchdct.trainer import Trainer
 
 
+def trainer_of(cfg: CfgNode) -> type[Trainer]:
+    """Return the trainer of a config's kind of model."""
+    return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Make the config, register and check its data sets, and start the log."""
+    """Make the config, start the log, register and check the data sets."""
     cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="patchdct")
-    prepare_datasets(cfg, train=not args.eval_only)
+    for package in ("patchdct", "airm"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
+    trainer_of(cfg).prepare_datasets(cfg, train=not args.eval_only)
     return cfg
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = setup(args)
+    trainer_class = trainer_of(cfg)
     if not args.eval_only:
-        trainer = Trainer(cfg)
+        trainer = trainer_class(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    model = Trainer.build_model(cfg)
+    model = trainer_class.build_model(cfg)
     SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model)
+    results = trainer_class.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

@@ -32,19 +32,19 @@ class Scene(NamedTuple):
     classes: np.ndarray
 
 
-def _polar(radius: np.ndarray | float, angle: np.ndarray) -> np.ndarray:
+def polar(radius: np.ndarray | float, angle: np.ndarray) -> np.ndarray:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
-def _circle(x: float, y: float, radius: float) -> np.ndarray:
-    return _polar(radius, np.linspace(0, 2 * np.pi, 40, endpoint=False)) + (x, y)
+def circle(x: float, y: float, radius: float) -> np.ndarray:
+    return polar(radius, np.linspace(0, 2 * np.pi, 40, endpoint=False)) + (x, y)
 
 
 def _rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
-def _stroke(path: np.ndarray, width: np.ndarray | float) -> np.ndarray:
+def stroke(path: np.ndarray, width: np.ndarray | float) -> np.ndarray:
     """Return the polygon around a (K, 2) path whose width, one number or K, may taper."""
     tangent = np.gradient(path, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
@@ -55,7 +55,7 @@ def _stroke(path: np.ndarray, width: np.ndarray | float) -> np.ndarray:
 def _teeth(count: int, fractions: list[float], radii: list[float], phase: float = 0.0) -> np.ndarray:
     """Return a closed polar profile that repeats (fraction of the tooth, radius) count times around the centre."""
     turns = (np.arange(count)[:, None] + np.array(fractions)[None]).ravel() / count
-    return _polar(np.tile(radii, count), 2 * np.pi * turns + phase)
+    return polar(np.tile(radii, count), 2 * np.pi * turns + phase)
 
 
 def _gear(rng: Generator) -> Outline:
@@ -64,11 +64,11 @@ def _gear(rng: Generator) -> Outline:
     for k in range(spokes):
         inner, outer = 0.36, root - 0.2
         half = np.pi / spokes - 0.1 / np.array([inner, outer])  # leaves spokes of one width along their length
-        arcs = [_polar(r, np.linspace(-h, h, 12)[::s]) for r, h, s in zip((inner, outer), half, (1, -1), strict=True)]
+        arcs = [polar(r, np.linspace(-h, h, 12)[::s]) for r, h, s in zip((inner, outer), half, (1, -1), strict=True)]
         turn = 2 * np.pi * k / spokes
         rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         outline.append((np.concatenate(arcs) @ rotation, False))
-    return [*outline, (_circle(0, 0, 0.14), False)]
+    return [*outline, (circle(0, 0, 0.14), False)]
 
 
 def _star(rng: Generator) -> Outline:
@@ -85,15 +85,15 @@ def _comb(rng: Generator) -> Outline:
         tooth = [(x, back), (x + 1.4 / count, back), (x + 1.2 / count, tip), (x + 0.2 / count, tip)]
         outline.append((np.array(tooth), True))
     holes = np.linspace(-0.7, 0.7, int(rng.integers(3, 5)))
-    return outline + [(_circle(x, back / 2 - 0.4, 0.12), False) for x in holes]
+    return outline + [(circle(x, back / 2 - 0.4, 0.12), False) for x in holes]
 
 
 def _ring(rng: Generator) -> Outline:
     angle, lobes = np.linspace(0, 2 * np.pi, 240, endpoint=False), int(rng.integers(8, 12))
-    outline: Outline = [(_polar(0.93 + 0.07 * np.cos(lobes * angle), angle), True)]
+    outline: Outline = [(polar(0.93 + 0.07 * np.cos(lobes * angle), angle), True)]
     outline.append((_teeth(lobes, [0, 0.4, 0.5, 0.9], [0.3, 0.3, 0.4, 0.4]), False))
-    holes = _polar(0.66, np.linspace(0, 2 * np.pi, int(rng.integers(5, 8)), endpoint=False))
-    return outline + [(_circle(x, y, 0.1), False) for x, y in holes]
+    holes = polar(0.66, np.linspace(0, 2 * np.pi, int(rng.integers(5, 8)), endpoint=False))
+    return outline + [(circle(x, y, 0.1), False) for x, y in holes]
 
 
 def _leaf(rng: Generator) -> Outline:
@@ -103,11 +103,11 @@ def _leaf(rng: Generator) -> Outline:
     half = width * np.sin(np.pi * along**0.8) ** 0.7 * (0.8 + 0.25 * saw)
     side = np.stack([half, 1.7 * along - 1], axis=1)
     outline: Outline = [(np.concatenate([side, (side * (-1, 1))[::-1]]), True)]
-    outline.append((_stroke(np.array([(0.0, 0.4), (0.02, 0.8), (0.1, 1.05)]), np.array([0.16, 0.14, 0.18])), True))
+    outline.append((stroke(np.array([(0.0, 0.4), (0.02, 0.8), (0.1, 1.05)]), np.array([0.16, 0.14, 0.18])), True))
     for y in (-0.2, 0.2):
         for direction in (-1, 1):
             vein = np.array([(0.09 * direction, y), (width * 0.55 * direction, y - 0.3)])
-            outline.append((_stroke(vein, np.array([0.13, 0.06])), False))
+            outline.append((stroke(vein, np.array([0.13, 0.06])), False))
     return outline
 
 
@@ -118,9 +118,9 @@ def _puzzle(rng: Generator) -> Outline:
         reach, neck = (0.84, 0.66) if knob else (0.5, 0.72)
         along = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][k])
         offset = along * reach + along[::-1] * rng.uniform(-0.15, 0.15)
-        outline.append((_circle(offset[0], offset[1], rng.uniform(0.17, 0.2)), bool(knob)))
+        outline.append((circle(offset[0], offset[1], rng.uniform(0.17, 0.2)), bool(knob)))
         joint = np.stack([offset, offset + along * (neck - reach)])
-        outline.append((_stroke(joint, 0.2), bool(knob)))
+        outline.append((stroke(joint, 0.2), bool(knob)))
     return outline
 
 
@@ -129,18 +129,18 @@ def _spiral(rng: Generator) -> Outline:
     turns, thorns = rng.uniform(1.5, 1.9), int(rng.integers(10, 14))
     along = np.linspace(0.02, 1, 400)
     width = 0.66 / turns * (0.95 + 0.15 * ((along * thorns) % 1))
-    return [(_stroke(_polar(0.9 * along**0.95, 2 * np.pi * turns * along), width), True)]
+    return [(stroke(polar(0.9 * along**0.95, 2 * np.pi * turns * along), width), True)]
 
 
 def _snowflake(rng: Generator) -> Outline:
     outline: Outline = [(_teeth(6, [0, 0.5], [0.62, 0.56]), True)]
     foot, length = rng.uniform(0.66, 0.72), rng.uniform(0.32, 0.38)
     for turn in np.arange(6) * np.pi / 3:
-        outline.append((_stroke(_polar(np.array([0.2, 1.0]), np.array([turn, turn])), np.array([0.26, 0.2])), True))
+        outline.append((stroke(polar(np.array([0.2, 1.0]), np.array([turn, turn])), np.array([0.26, 0.2])), True))
         for side in (-0.9, 0.9):
-            start = _polar(np.array([foot]), np.array([turn]))
-            tip = start + _polar(np.array([length]), np.array([turn + side]))
-            outline.append((_stroke(np.concatenate([start, tip]), np.array([0.18, 0.14])), True))
+            start = polar(np.array([foot]), np.array([turn]))
+            tip = start + polar(np.array([length]), np.array([turn + side]))
+            outline.append((stroke(np.concatenate([start, tip]), np.array([0.18, 0.14])), True))
     return [*outline, (_teeth(6, [0, 0.5], [0.3, 0.15]), False)]
 
 
@@ -157,7 +157,7 @@ _OUTLINES: dict[str, Callable[[Generator], Outline]] = {
 SHAPES_CLASSES = tuple(_OUTLINES)
 
 
-def _subdivide(polygon: np.ndarray, step: float) -> np.ndarray:
+def subdivide(polygon: np.ndarray, step: float) -> np.ndarray:
     """Put points on the edges of a (K, 2) polygon, no more than step apart, and keep its corners."""
     edges = np.roll(polygon, -1, axis=0) - polygon
     pieces = np.maximum(1, np.ceil(np.linalg.norm(edges, axis=1) / step)).astype(int)
@@ -166,7 +166,7 @@ def _subdivide(polygon: np.ndarray, step: float) -> np.ndarray:
     return polygon[start] + edges[start] * (fraction / pieces[start])[:, None]
 
 
-def _bend(points: np.ndarray, rng: Generator, pixel: float) -> np.ndarray:
+def bend(points: np.ndarray, rng: Generator, pixel: float) -> np.ndarray:
     """Displace (K, 2) points by waves of halving length, down to 8 pixels; pixel is the length of one, in units."""
     wavelength = 1.6
     while wavelength > 8 * pixel:
@@ -180,8 +180,8 @@ def _bend(points: np.ndarray, rng: Generator, pixel: float) -> np.ndarray:
 def _points(label: int, centre: np.ndarray, side: float, rng: Generator) -> Outline:
     """Return the outline in pixels of an object whose box is centred there and has the longer side given."""
     outline, pixel = _OUTLINES[SHAPES_CLASSES[label]](rng), 2 / side
-    polygons = [_subdivide(polygon, 2 * pixel) for polygon, _ in outline]
-    points = _bend(np.concatenate(polygons), rng.spawn(1)[0], pixel)
+    polygons = [subdivide(polygon, 2 * pixel) for polygon, _ in outline]
+    points = bend(np.concatenate(polygons), rng.spawn(1)[0], pixel)
     turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1)
     points = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) * (1, aspect)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -190,7 +190,7 @@ def _points(label: int, centre: np.ndarray, side: float, rng: Generator) -> Outl
     return [(polygon, fills) for polygon, (_, fills) in zip(bent, outline, strict=True)]
 
 
-def _coverage(outline: Outline, window: Window) -> np.ndarray:
+def rasterise(outline: Outline, window: Window) -> np.ndarray:
     """Rasterise an outline given in pixels: the covered share (h, w) float32 of each pixel of the window."""
     rows, columns = window
     canvas = np.zeros(
@@ -204,7 +204,7 @@ def _coverage(outline: Outline, window: Window) -> np.ndarray:
     return cv2.resize(canvas, shape, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def _noise(rng: Generator, size: int, cells: int) -> np.ndarray:
+def fractal_noise(rng: Generator, size: int, cells: int) -> np.ndarray:
     """Return (size, size) noise of about unit deviation: octaves from the number of cells given to two pixels."""
     noise: np.ndarray = np.zeros((cells, cells), np.float32)
     weight = 0.8
@@ -227,8 +227,8 @@ def _background(size: int, rng: Generator) -> np.ndarray:
     """Draw a greyish ground with sharp-edged blotches, stripes and noise, so that edges alone do not tell objects."""
     noise_rng, blotch_rng = rng.spawn(2)
     tint = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, 0.12), rng.uniform(0.4, 0.7)), np.float32)
-    shade = 1 + 0.12 * _noise(noise_rng, size, 4) + 0.08 * _stripes(rng, size, 0.03 * size, 0.12 * size)
-    shade += 0.07 * np.sign(_noise(blotch_rng, size, 4))
+    shade = 1 + 0.12 * fractal_noise(noise_rng, size, 4) + 0.08 * _stripes(rng, size, 0.03 * size, 0.12 * size)
+    shade += 0.07 * np.sign(fractal_noise(blotch_rng, size, 4))
     return tint * shade[..., None]
 
 
@@ -243,7 +243,7 @@ def _paint(canvas: np.ndarray, coverage: np.ndarray, label: int, size: int, rng:
         cv2.warpAffine(blurred, np.array([[1.0, 0, d], [0, 1, d]]), (width, height)) for d in (size / 100, -size / 100)
     )
     longer = max(height, width)
-    texture = 0.08 * _noise(noise_rng, longer, 4) + 0.1 * _stripes(rng, longer, 0.02 * size, 0.06 * size)
+    texture = 0.08 * fractal_noise(noise_rng, longer, 4) + 0.1 * _stripes(rng, longer, 0.02 * size, 0.06 * size)
     shade = 1 + texture[:height, :width] + 0.35 * (shadow - light)
     canvas *= (1 - 0.4 * shadow)[..., None]
     canvas += coverage[..., None] * (colour * shade[..., None] - canvas)
@@ -275,7 +275,7 @@ def draw_scene(seed: int, index: int, size: int) -> Scene:
         gaps = np.linalg.norm(spots[:, None] - centres, axis=2) / (side + sides)
         spot = spots[np.argmax(gaps.min(axis=1, initial=1))]  # of four, the one most apart from the objects in front
         window = _window(spot * size, side * size, size)
-        coverage = _coverage(_points(label, spot * size, side * size, object_rng), window)
+        coverage = rasterise(_points(label, spot * size, side * size, object_rng), window)
         mask = np.zeros_like(taken)
         mask[window] = (coverage >= 0.5) & ~taken[window]
         if mask.sum() < MIN_VISIBLE * (coverage >= 0.5).sum():

@@ -11,23 +11,19 @@ A smaller data set of the same split and size holds the first images of a larger
 
 import argparse
 import json
-import logging
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
 from ..errors import UserError
+from .drawn_files import check_version, datasets_root, make_folder, write_jpeg
 from .shapes import DRAWING_VERSION, SHAPES_CLASSES, draw_scene
 
 __all__ = ["SHAPES_CLASSES", "ShapesSpec", "make_shapes", "parse_shapes_name", "register_shapes"]
@@ -36,9 +32,6 @@ _NAME = re.compile(r"shapes_(train|val)(?:_([1-9]\d*))?(?:_([1-9]\d*)px)?")
 _IMAGES = {"train": 2000, "val": 200}
 _SEEDS = {"train": 1, "val": 2}
 _SIZE, _SMALLEST, _LARGEST = 256, 64, 4096
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-
-logger = logging.getLogger(__name__)
 
 
 class ShapesSpec(NamedTuple):
@@ -51,8 +44,7 @@ class ShapesSpec(NamedTuple):
     @property
     def folder(self) -> Path:
         """Where the files are; `$DETECTRON2_DATASETS` is read at each call, as ./datasets where it is not set."""
-        root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-        return root / "shapes" / f"{self.split}_{self.images}_{self.size}px"
+        return datasets_root() / "shapes" / f"{self.split}_{self.images}_{self.size}px"
 
 
 def is_shapes_name(name: str) -> bool:
@@ -90,14 +82,13 @@ def _annotation(mask: np.ndarray, label: int, image_id: int, annotation_id: int)
 
 def _write(spec: ShapesSpec, folder: Path) -> None:
     """Draw all images of a data set into an empty folder, and write the annotations last."""
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in tqdm(range(spec.images), desc=f"drawing {spec.folder.name}", unit="image", mininterval=1):
         scene = draw_scene(_SEEDS[spec.split], index, spec.size)
         file_name = f"{index + 1:06d}.jpg"
-        encoded = cv2.imencode(".jpg", scene.image[..., ::-1], _JPEG)[1]
-        (folder / "images" / file_name).write_bytes(encoded.tobytes())
+        write_jpeg(folder / "images" / file_name, scene.image)
         images.append({"id": index + 1, "file_name": file_name, "height": spec.size, "width": spec.size})
         for mask, label in zip(scene.masks, scene.classes.tolist(), strict=True):
             annotations.append(_annotation(mask, label, index + 1, len(annotations) + 1))
@@ -110,23 +101,10 @@ def _write(spec: ShapesSpec, folder: Path) -> None:
     (folder / "annotations.json").write_text(json.dumps(content))
 
 
-def _check_version(folder: Path) -> None:
-    try:
-        version = json.loads((folder / "annotations.json").read_text())["info"]["drawing_version"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder} is not a data set of shapes: delete this folder, and it is made anew") from None
-    if version != DRAWING_VERSION:
-        raise UserError(
-            f"{folder} was drawn by version {version} of the drawing code, which is now at version {DRAWING_VERSION}: "
-            "delete this folder, and it is made anew"
-        )
-
-
 def make_shapes(name: str, folder: Path | None = None) -> Path:
     """Return the folder of a data set, drawing it first where it is missing.
 
-    Processes that ask at once wait for the one that draws. It draws into a temporary folder that gets its name when
-    all is there, so that an interrupted run leaves nothing that could be taken for a data set.
+    Processes may ask at once, and be interrupted (see :func:`~patchdct.data.drawn_files.make_folder`).
 
     Args:
         name: see :func:`parse_shapes_name`.
@@ -137,14 +115,11 @@ def make_shapes(name: str, folder: Path | None = None) -> Path:
     """
     spec = parse_shapes_name(name)
     folder = folder or spec.folder
-    with file_lock(str(folder)):
-        if not folder.exists():
-            partial = folder.with_name(folder.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _write(spec, partial)
-            partial.rename(folder)
-            logger.info("%d images of shapes are in %s", spec.images, folder)
-    _check_version(folder)
+    annotations = folder / "annotations.json"
+    make_folder(folder, lambda partial: _write(spec, partial))
+    check_version(
+        folder, "shapes", lambda: json.loads(annotations.read_text())["info"]["drawing_version"], DRAWING_VERSION
+    )
     return folder
 
 

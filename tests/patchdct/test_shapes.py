@@ -78,13 +78,13 @@ def test_visible_masks_are_disjoint_though_objects_overlap(
 ) -> None:
     assert all(scene.masks.sum(axis=0).max() == 1 for scene in scenes)
     whole: list[np.ndarray] = []
-    coverage_of = shapes._coverage
+    coverage_of = shapes.rasterise
 
     def keep(outline: shapes.Outline, window: shapes.Window) -> np.ndarray:
         whole.append(coverage_of(outline, window) >= 0.5)
         return coverage_of(outline, window)
 
-    monkeypatch.setattr(shapes, "_coverage", keep)
+    monkeypatch.setattr(shapes, "rasterise", keep)
     hidden = []
     for index in range(len(scenes)):
         whole.clear()
@@ -113,8 +113,8 @@ def test_the_same_scene_is_drawn_at_every_size(index: int) -> None:
 
 
 def test_larger_images_have_finer_waves_in_the_same_outlines() -> None:
-    circle = shapes._circle(0, 0, 1)
-    at_256, at_1024 = (shapes._bend(circle, np.random.default_rng(0), 2 / side) for side in (110, 440))
+    circle = shapes.circle(0, 0, 1)
+    at_256, at_1024 = (shapes.bend(circle, np.random.default_rng(0), 2 / side) for side in (110, 440))
     added = np.linalg.norm(at_1024 - at_256, axis=1) * 220  # in pixels of the larger image
     assert 1 < added.max() < 10
 

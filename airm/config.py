@@ -1,0 +1,76 @@
+"""The config keys of AIRM."""
+
+from detectron2.config import CfgNode
+
+
+def add_airm_config(cfg: CfgNode) -> None:
+    """Add the keys of AIRM, with the defaults of the paper's main model, to a Detectron2 config."""
+    # --- Mix Transformer, MODEL.BACKBONE.NAME build_mit_backbone; the defaults are b1's
+    cfg.MODEL.MIT = mit = CfgNode()
+    mit.EMBED_DIMS = [64, 128, 320, 512]
+    mit.DEPTHS = [2, 2, 2, 2]
+    mit.NUM_HEADS = [1, 2, 5, 8]
+    # Keys and values of each stage are taken at a resolution lower by this factor
+    mit.SR_RATIOS = [8, 4, 2, 1]
+    # Strides of the patch embeddings: the last stage is at their product, 1/16
+    mit.PATCH_STRIDES = [4, 2, 2, 1]
+    # Highest probability with which training skips a residual branch
+    mit.DROP_PATH = 0.1
+
+    cfg.MODEL.AIRM = airm = CfgNode()
+    # Stages of the backbone that make up feature F, finest first, and the channels that each gives
+    airm.IN_FEATURES = ["mit1", "mit2", "mit3", "mit4"]
+    airm.STAGE_CHANNELS = 64
+    airm.NORM = "BN"
+    # "AIRMF", whose weights a hypernetwork predicts, or "SIRMF", whose weights are shared by all samples
+    airm.MAPPING = "AIRMF"
+    # Widths of the mapping's hidden layers
+    airm.HIDDEN_FEATURES = [32, 32, 32, 32]
+    # Rank of the predicted weights, parameter `r` in Eq. 6, and the hypernetwork's channels, stride 2 each
+    airm.RANK = 20
+    airm.HYPERNETWORK_CHANNELS = [32, 64, 64]
+    # Whether training has the affinity loss, and how far apart in its grid two positions may be, parameter `R`
+    airm.AFFINITY = True
+    airm.AFFINITY_RADIUS = 14.0
+    # Weights in Eq. 7, lambda 1 to 4, and those of the two terms of Eq. 11
+    airm.L1_WEIGHT = 0.2
+    airm.L2_WEIGHT = 0.2
+    airm.CE_WEIGHT = 0.3
+    airm.GRADIENT_WEIGHT = 0.4
+    airm.MAPPING_LOSS_WEIGHT = 0.5
+    airm.AFFINITY_LOSS_WEIGHT = 0.5
+
+    # --- Inference
+    # Coarse to fine: resolutions of the encoder's input, as shares of the image's
+    airm.RATIOS = [0.125, 0.25, 0.5, 1.0]
+    # Ratios at which the image's longer side would be shorter than this are left out, except the last; 0: none is
+    airm.MIN_SIZE_TEST = 0
+    # Reflected border around the image, in pixels
+    airm.PADDING = 32
+    # Pixels for which the mapping is evaluated at once: bounds its memory
+    airm.QUERY_CHUNK = 65536
+    # Side of the tiles in which larger inputs are encoded, in the resolution of the ratio; 0: never, as in the paper
+    airm.TILE_SIZE = 0
+    # Context around a tile that is encoded with it
+    airm.TILE_HALO = 32
+    # Above the first ratio only tiles are refined in which the mask lies between this and 1 minus this
+    airm.UNDECIDED = 0.01
+    # The cell, one pixel in units of half a feature position, is not given as smaller than in training
+    airm.MIN_CELL = 0.5
+    # Where |2 p - 1| of the refined probability p is below this, the coarse mask is kept; 0: nowhere
+    airm.MIN_CONFIDENCE = 0.0
+
+    # --- Data
+    # Sets to register: [name, folder], [name, image folder, mask folder] or the latter with a file that lists ids
+    cfg.DATASETS.REFINEMENT = []
+    cfg.INPUT.REFINEMENT = refinement = CfgNode()
+    # Side in pixels of the square crops that training sees
+    refinement.CROP_SIZE = 224
+    refinement.FLIP_PROB = 0.5
+    # Strengths for brightness, contrast, saturation and hue
+    refinement.COLOR_JITTER = [0.3, 0.3, 0.3, 0.1]
+    refinement.GRAYSCALE_PROB = 0.1
+    # The coarse mask is the truth perturbed to an IoU drawn from here
+    refinement.IOU_RANGE = [0.8, 1.0]
+    # Of the coarse masks of test sets that have none
+    refinement.SEED = 0

@@ -1,0 +1,201 @@
+"""From the dict of a refinement data set to a sample for the model: crops, augmentation and coarse masks."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+
+from patchdct.errors import UserError
+from patchdct.inference import read_picture
+
+from .images import read_mask, read_soft_mask
+from .perturbation import perturb_mask
+
+CROP_ATTEMPTS = 10
+# Luma, and the two axes of chroma, of ITU-R BT.601
+YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+RGB = np.linalg.inv(YIQ)
+
+
+class RefinementDatasetMapper:
+    """Read a picture and its masks, and make a sample of them.  See AIRM, Sec. 4.3, "Training details".
+
+    For training, a random crop (of what is reflected at its borders where the picture is smaller), flipped, with its
+    colours changed, and a coarse mask made from the truth by :func:`.perturbation.perturb_mask`. All is drawn from
+    numpy's global generator, which Detectron2 seeds in each worker. Crops without foreground are drawn again, up to 10
+    times.
+
+    For testing, the whole picture, and the coarse mask of the data set. Where it has none, one is made from the truth,
+    the same in every run.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        crop_size: int = 224,
+        flip_prob: float = 0.5,
+        color_jitter: Sequence[float] = (0.3, 0.3, 0.3, 0.1),
+        grayscale_prob: float = 0.1,
+        iou_range: Sequence[float] = (0.8, 1.0),
+        seed: int = 0,
+    ):
+        """
+        Args:
+            is_train: whether to crop and augment.
+            crop_size: height and width of training crops in pixels.
+            flip_prob: probability of a horizontal flip.
+            color_jitter: largest change of brightness, contrast and saturation as shares of what they are, and of hue
+                in turns.
+            grayscale_prob: probability to take the colour away.
+            iou_range: least and largest IoU of a coarse mask that is made from the truth.
+            seed: of the coarse masks made for testing, not negative.
+
+        Raises:
+            UserError: for a value out of its range, naming its config key.
+        """
+        _require(crop_size >= 1, "CROP_SIZE", crop_size, "a number of pixels")
+        _require(0 <= flip_prob <= 1, "FLIP_PROB", flip_prob, "a probability")
+        _require(0 <= grayscale_prob <= 1, "GRAYSCALE_PROB", grayscale_prob, "a probability")
+        jitter_is_valid = len(color_jitter) == 4 and all(value >= 0 for value in color_jitter)
+        _require(jitter_is_valid, "COLOR_JITTER", color_jitter, "[brightness, contrast, saturation, hue], from 0 up")
+        range_is_valid = len(iou_range) == 2 and 0 < iou_range[0] <= iou_range[1] <= 1
+        _require(range_is_valid, "IOU_RANGE", iou_range, "[least, largest] in (0, 1]")
+        _require(seed >= 0, "SEED", seed, "a number from 0 up")
+        self.is_train = is_train
+        self.crop_size = crop_size
+        self.flip_prob = flip_prob
+        self.color_jitter = tuple(color_jitter)
+        self.grayscale_prob = grayscale_prob
+        self.iou_range = iou_range[0], iou_range[1]
+        self.seed = seed
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Read the keys of INPUT.REFINEMENT."""
+        keys = cfg.INPUT.REFINEMENT
+        return {
+            "is_train": is_train,
+            "crop_size": keys.CROP_SIZE,
+            "flip_prob": keys.FLIP_PROB,
+            "color_jitter": keys.COLOR_JITTER,
+            "grayscale_prob": keys.GRAYSCALE_PROB,
+            "iou_range": keys.IOU_RANGE,
+            "seed": keys.SEED,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: "file_name" of the picture, "mask_file_name" of the truth, "coarse_file_name", "image_id". The
+                truth may be absent in testing if there is a coarse mask, which training does not use.
+
+        Returns:
+            "image" (3, H, W) uint8 RGB, "coarse_mask" (1, H, W) float32 in [0, 1], "mask" (1, H, W) float32 of 0 and 1
+            (if there is a truth), "height", "width", "file_name", "image_id".
+
+        Raises:
+            UserError: for a file that cannot be read, or masks of another size than the picture.
+        """
+        image = read_picture(dataset_dict["file_name"])
+        mask = self._read(dataset_dict, "mask_file_name", image.shape[:2])
+        coarse = None if self.is_train else self._read(dataset_dict, "coarse_file_name", image.shape[:2])
+        if mask is None:
+            if coarse is None:
+                wanted = "mask_file_name" if self.is_train else "mask_file_name and no coarse_file_name"
+                raise UserError(f"image {dataset_dict['file_name']} has no {wanted} in its data set")
+        elif self.is_train:
+            rng = np.random.default_rng(np.random.randint(2**31))
+            image, mask = self.augment(image, mask, rng)
+            coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng)
+        elif coarse is None:
+            rng = np.random.default_rng([self.seed, zlib.crc32(str(dataset_dict["image_id"]).encode())])
+            coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng)
+        sample = {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "coarse_mask": _to_tensor(coarse),
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "file_name": dataset_dict["file_name"],
+            "image_id": dataset_dict["image_id"],
+        }
+        return sample if mask is None else {**sample, "mask": _to_tensor(mask)}
+
+    def _read(self, dataset_dict: dict[str, Any], key: str, size: tuple[int, ...]) -> np.ndarray | None:
+        path = dataset_dict.get(key)
+        if path is None:
+            return None
+        mask = read_mask(path) if key == "mask_file_name" else read_soft_mask(path)
+        if mask.shape != size:
+            raise UserError(
+                f"image {dataset_dict['file_name']} is {size[1]} x {size[0]} pixels, but its mask {path} is "
+                f"{mask.shape[1]} x {mask.shape[0]}; is it the mask of this image?"
+            )
+        return mask
+
+    def augment(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Crop, flip and recolour an (H, W, 3) uint8 image, crop and flip its (H, W) bool mask likewise."""
+        image, mask = random_crop(image, mask, self.crop_size, rng)
+        if rng.random() < self.flip_prob:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        *factors, hue = self.color_jitter
+        brightness, contrast, saturation = (rng.uniform(max(1 - factor, 0), 1 + factor) for factor in factors)
+        turns = rng.uniform(-hue, hue)
+        if rng.random() < self.grayscale_prob:
+            saturation = 0.0
+        return adjust_color(image, brightness, contrast, saturation, turns), mask
+
+
+def random_crop(
+    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the same (size, size) window out of image and mask, with foreground if 10 attempts find some."""
+    height, width = mask.shape
+    missing = [max(size - side, 0) for side in (height, width)]
+    if any(missing):
+        before = [int(rng.integers(pixels + 1)) for pixels in missing]
+        borders = (before[0], missing[0] - before[0], before[1], missing[1] - before[1])
+        image = cv2.copyMakeBorder(image, *borders, cv2.BORDER_REFLECT_101)
+        mask = cv2.copyMakeBorder(mask.view(np.uint8), *borders, cv2.BORDER_REFLECT_101).view(bool)
+        height, width = mask.shape
+    for _ in range(CROP_ATTEMPTS):
+        top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+        window = slice(top, top + size), slice(left, left + size)
+        if mask[window].any():
+            break
+    return image[window], mask[window]
+
+
+def adjust_color(image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
+    """Change the colours of an (H, W, 3) uint8 RGB image, in a single pass over its pixels.
+
+    All four changes are linear in RGB, and therefore one matrix, so that values are rounded and clipped once. Luma is
+    kept by the change of saturation, and by that of hue, a turn about the grey axis.
+
+    Args:
+        brightness, contrast, saturation: factors from 0 up; 1 changes nothing, contrast 0 leaves the mean luma,
+            saturation 0 the luma of each pixel.
+        hue: in turns, from red towards yellow.
+    """
+    angle = 2 * math.pi * hue
+    cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
+    chroma = RGB @ np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) @ YIQ
+    image = np.ascontiguousarray(image)
+    mean_luma = YIQ[0] @ cv2.mean(image)[:3]
+    offset = np.full((3, 1), (1 - contrast) * brightness * mean_luma)
+    return cv2.transform(image, np.hstack([contrast * brightness * chroma, offset]))
+
+
+def _to_tensor(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(mask.astype(np.float32))[None]
+
+
+def _require(is_valid: bool, key: str, value: Any, wanted: str) -> None:
+    if not is_valid:
+        raise UserError(f"INPUT.REFINEMENT.{key} is {value}, but has to be {wanted}")

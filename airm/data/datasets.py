@@ -1,0 +1,244 @@
+"""Registration of refinement data sets: those of the paper, and a user's own from ``DATASETS.REFINEMENT``.
+
+Importing this module registers the sets of ``BUILT_IN``, below ``$DETECTRON2_DATASETS``: training sets `msra10k`,
+`duts_tr`, `duts_te`, `dut_omron`, `ecssd` and `fss1000`; test sets `big_<source>` and `voc_relabelled_<source>`, where
+the source of the coarse masks is `fcn8s`, `refinenet`, `deeplabv3plus` or `pspnet` (AIRM, Sec. 5.1, Table 1). Folders
+are looked at when the dicts are asked for. A dict has "file_name", "mask_file_name" (the truth), "image_id" and, where
+the set has coarse masks, "coarse_file_name".
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from patchdct.data.drawn_files import datasets_root
+from patchdct.errors import UserError
+
+from .pairs import Pairing, find_pairs, pair_big, pair_folders
+
+COARSE_SOURCES = ("fcn8s", "refinenet", "deeplabv3plus", "pspnet")
+FORMS_OF_ENTRY = "[name, folder], [name, image folder, mask folder] or [name, image folder, mask folder, list file]"
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class BuiltInSet:
+    """A set of the paper: its folder below ``$DETECTRON2_DATASETS`` and the number of pairs that were published.
+
+    A test set is in BIG layout with coarse masks; its images and truths may be in ``common`` instead.
+    """
+
+    name: str
+    folder: str
+    count: int
+    common: str = ""
+
+    def find(self) -> Pairing:
+        """Find its pairs; raise UserError if its folder is missing."""
+        root = os.environ.get("DETECTRON2_DATASETS")
+        folder = datasets_root() / self.folder
+        if not folder.is_dir():
+            found = f"is {root}" if root else "is not set, so that ./datasets is used"
+            raise UserError(
+                f"data set {self.name} needs the folder {folder.absolute()}, which does not exist; DETECTRON2_DATASETS "
+                f"{found}. What belongs in it and where to get it: datasets/README.md"
+            )
+        if not self.common:
+            return find_pairs(folder)
+        return pair_big(folder, folder.parent / self.common, coarse_required=True)
+
+    def __call__(self) -> list[dict[str, Any]]:
+        return make_dicts(self.name, self.find(), self.name)
+
+
+@dataclass(frozen=True)
+class CustomSet:
+    """A user's set: one folder of any layout, or a folder of images and one of masks; perhaps a part of their pairs.
+
+    ``list_file`` is a text file with the image_id of one pair on each line.
+    """
+
+    name: str
+    images: str
+    masks: str
+    list_file: str = ""
+
+    def find(self) -> Pairing:
+        """Find its pairs; raise UserError if a folder or the list is missing, or an image_id of the list is unknown."""
+        for folder in (self.images, self.masks):
+            if not Path(folder).is_dir():
+                raise UserError(
+                    f"data set {self.name} needs the folder {folder}, which does not exist; correct its entry in "
+                    "DATASETS.REFINEMENT"
+                )
+        if self.images == self.masks:
+            pairing = find_pairs(self.images)
+        else:
+            pairing = pair_folders(Path(self.images), Path(self.masks))
+        return select_pairs(pairing, self.list_file) if self.list_file else pairing
+
+    def __call__(self) -> list[dict[str, Any]]:
+        folders = self.images if self.images == self.masks else f"{self.images}:{self.masks}"
+        return make_dicts(self.name, self.find(), folders)
+
+
+BUILT_IN = {
+    entry.name: entry
+    for entry in (
+        BuiltInSet("msra10k", "MSRA10K", 10_000),
+        BuiltInSet("duts_tr", "DUTS-TR", 10_553),
+        BuiltInSet("duts_te", "DUTS-TE", 5_019),
+        BuiltInSet("dut_omron", "DUT-OMRON", 5_168),
+        BuiltInSet("ecssd", "ECSSD", 1_000),
+        BuiltInSet("fss1000", "FSS-1000", 10_000),
+        *(BuiltInSet(f"big_{source}", f"BIG/{source}", 100, "test") for source in COARSE_SOURCES),
+        *(
+            BuiltInSet(f"voc_relabelled_{source}", f"VOC2012_relabelled/{source}", 500, "test")
+            for source in COARSE_SOURCES
+        ),
+    )
+}
+
+
+def make_dicts(name: str, pairing: Pairing, check_argument: str) -> list[dict[str, Any]]:
+    """Return the dicts of a data set.
+
+    Args:
+        name: of the data set, for messages.
+        pairing: what was found of it.
+        check_argument: what ``prepare_refinement.py --check`` knows it by.
+
+    Raises:
+        UserError: if there are no pairs, or a file has no partner.
+    """
+    if pairing.unmatched:
+        first = ", ".join(str(stray) for stray in pairing.unmatched[:MAX_NAMED])
+        raise UserError(
+            f"data set {name} has {len(pairing.pairs)} pairs in {pairing.place}, and {len(pairing.unmatched)} files "
+            f"without a partner: {first}{', ...' if len(pairing.unmatched) > MAX_NAMED else ''}. To have all of them "
+            f"named: python datasets/prepare_refinement.py --check {check_argument}"
+        )
+    if not pairing.pairs:
+        raise UserError(f"data set {name} has no images in {pairing.place}; what belongs there: datasets/README.md")
+    return [
+        {
+            "file_name": str(pair.image),
+            "mask_file_name": str(pair.mask),
+            "image_id": pair.image_id,
+            **({"coarse_file_name": str(pair.coarse)} if pair.coarse else {}),
+        }
+        for pair in pairing.pairs
+    ]
+
+
+def select_pairs(pairing: Pairing, list_file: str) -> Pairing:
+    """Keep the pairs, and the files without a partner, whose image_ids a text file lists, one on each line.
+
+    Raises:
+        UserError: if the file is missing, empty or no text, or names an image_id that is not there or comes twice.
+    """
+    try:
+        lines = Path(list_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read list file {list_file} of DATASETS.REFINEMENT: {e}") from None
+    names = [line.strip() for line in lines if line.strip()]
+    listed = set(names)
+    if not listed:
+        raise UserError(f"list file {list_file} is empty; it is to have an image_id on each line")
+    if len(listed) < len(names):
+        repeated = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"list file {list_file} names {repeated} twice")
+    known = {pair.image_id for pair in pairing.pairs} | {stray.image_id for stray in pairing.unmatched}
+    unknown = sorted(listed - known)
+    if unknown:
+        first = ", ".join(unknown[:MAX_NAMED]) + (", ..." if len(unknown) > MAX_NAMED else "")
+        raise UserError(
+            f"{len(unknown)} of {len(names)} lines of {list_file} name no image of {pairing.place}: {first}. A line is "
+            f"the path of an image in its folder without extension, such as {min(known, default='class/1')}"
+        )
+
+    def chosen(entry: Any) -> bool:
+        return entry.image_id in listed
+
+    return pairing._replace(
+        pairs=list(filter(chosen, pairing.pairs)), unmatched=list(filter(chosen, pairing.unmatched))
+    )
+
+
+def register_refinement(entries: Sequence[Sequence[str]]) -> None:
+    """Register the entries of ``DATASETS.REFINEMENT``; the same one may be registered again.
+
+    An entry is [name, folder], [name, image folder, mask folder], or the latter and a list file, which selects a part
+    (see :func:`select_pairs`). Where both folders are the same, it is searched as the one folder of the first form is.
+    ``~`` and ``$VARIABLES`` in paths are expanded; relative paths are relative to the working directory. Nothing is
+    read before the data set is.
+
+    Raises:
+        UserError: for an entry of another form, and a name that stands for other files.
+    """
+    for entry in entries:
+        if isinstance(entry, str) or len(entry) not in (2, 3, 4) or not all(isinstance(p, str) and p for p in entry):
+            raise UserError(f"DATASETS.REFINEMENT wants {FORMS_OF_ENTRY}, not {entry!r}")
+        name, *paths = entry
+        paths = [os.path.abspath(os.path.expandvars(os.path.expanduser(path))) for path in paths]
+        dataset = CustomSet(name, paths[0], *(paths[1:] or paths))
+        known = DatasetCatalog.data.get(name)
+        if known is not None and known != dataset:
+            raise UserError(f"the name {name} in DATASETS.REFINEMENT stands for another data set; choose another name")
+        if known is None:
+            _register(dataset)
+
+
+def prepare_refinement_datasets(cfg: CfgNode, train: bool) -> None:
+    """Register what the config names, and check every set of DATASETS.TEST and, for training, of DATASETS.TRAIN.
+
+    The sets of ``DATASETS.REFINEMENT`` and synthetic ones are registered. Files are looked for, not opened; synthetic
+    sets are made when they are first loaded.
+
+    Raises:
+        UserError: if DATASETS.TRAIN (DATASETS.TEST where ``train`` is False) is empty, for a name that is not
+            registered or no refinement set, and where files are missing.
+    """
+    from .synthetic_dataset import is_synthetic_name, register_synthetic
+
+    register_refinement(cfg.DATASETS.REFINEMENT)
+    key = "TRAIN" if train else "TEST"
+    if not cfg.DATASETS[key]:
+        raise UserError(f"DATASETS.{key} is empty; name at least one data set there")
+    for key in ("TEST", "TRAIN") if train else ("TEST",):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog and is_synthetic_name(name):
+                register_synthetic(name)
+            _check_refinement_set(name, key)
+
+
+def _check_refinement_set(name: str, key: str) -> None:
+    known = {n for n in DatasetCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") == "refinement"}
+    if name not in known:
+        known |= {"synthetic_refinement_train", "synthetic_refinement_val"}  # registered when they are asked for
+        close = difflib.get_close_matches(name, sorted(known), n=2)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        fault = "is no data set for refinement" if name in DatasetCatalog.list() else "is not registered"
+        raise UserError(
+            f"data set {name} of DATASETS.{key} {fault}"
+            f"{hint} Known are {', '.join(sorted(known))}; to "
+            f"register one of your own, add {FORMS_OF_ENTRY} to DATASETS.REFINEMENT"
+        )
+    dataset = DatasetCatalog[name]
+    if isinstance(dataset, (BuiltInSet, CustomSet)):
+        dataset()
+
+
+def _register(dataset: BuiltInSet | CustomSet) -> None:
+    DatasetCatalog.register(dataset.name, dataset)
+    MetadataCatalog.get(dataset.name).set(evaluator_type="refinement")
+
+
+for _dataset in BUILT_IN.values():
+    _register(_dataset)

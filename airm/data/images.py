@@ -1,0 +1,64 @@
+"""Reading masks from image files of any kind. Pictures are read by :func:`patchdct.inference.read_picture`."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from patchdct.errors import UserError
+
+RANGES = (1, 255, 65535)
+VOID = 255  # the label of PASCAL VOC for what is not annotated
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask: what :func:`read_soft_mask` gives, foreground from half on (of 8 bits: from 128).
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        UserError: if the file is missing, no image, or damaged.
+    """
+    return read_soft_mask(path) >= 0.5
+
+
+def read_soft_mask(path: str | Path) -> np.ndarray:
+    """Read a mask with its grey values, from a file of any mode that Pillow knows.
+
+    Values are divided by 1, 255 or 65535, whichever is the first not below the largest of them: masks of 0 and 1 count
+    as masks of 0 and 255, and values of 8 bits in a file of 16 as those of 8. Of colours the largest channel counts,
+    so that any bright colour on black is foreground; what is transparent is background. In a palette with colours (not
+    only greys) the indices are labels, as in PASCAL VOC: 0 and 255 (void) are background, all others foreground. The
+    mask is turned upright as its EXIF data say; of several frames, the first is taken.
+
+    Returns:
+        (H, W) float32 in [0, 1].
+
+    Raises:
+        UserError: if the file is missing, no image, or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            values = _read_values(ImageOps.exif_transpose(image))
+    except Exception as e:  # whatever a damaged file makes Pillow stumble over
+        raise UserError(f"cannot read mask {path}: {e}") from None
+    largest = values.max()
+    for full in RANGES:
+        if largest <= full:
+            return (values.clip(0) * np.float32(1 / full)).astype(np.float32, copy=False)
+    raise UserError(f"cannot read mask {path}: its largest value is {largest}; masks have values up to 1, 255 or 65535")
+
+
+def _read_values(image: Image.Image) -> np.ndarray:
+    """Return (H, W) values of the image's own range, boolean, integer or float."""
+    if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
+        return np.asarray(image)
+    if image.mode == "P":
+        labels, colors = np.asarray(image), np.asarray(image.convert("RGB"))
+        is_grey = (colors == colors[..., :1]).all()
+        return colors[..., 0] if is_grey else (labels != 0) & (labels != VOID)
+    if image.mode.endswith("A"):
+        pixels = np.asarray(image.convert("RGBA"))
+        return pixels[..., :3].max(axis=2) * (pixels[..., 3] / np.float32(255))
+    return np.asarray(image.convert("RGB")).max(axis=2)

@@ -1,0 +1,155 @@
+"""Check data sets for refinement, or split one into training and validation.
+
+Check that every set that is there is complete, and every file of it readable:
+
+    python datasets/prepare_refinement.py --check
+
+Check some sets by their names, folders of any layout, or two folders, with a colon between:
+
+    python datasets/prepare_refinement.py --check ecssd big_deeplabv3plus
+    python datasets/prepare_refinement.py --check /data/mine /data/other/images:/data/other/masks
+
+Hold out every tenth pair of a set, and write train.txt and val.txt, list files for DATASETS.REFINEMENT:
+
+    python datasets/prepare_refinement.py --split /data/ECSSD/images /data/ECSSD/ground_truth_mask \\
+        --every 10 --output /data/ECSSD/split
+
+The exit status is 1 if anything is wrong. Layouts, and where to get the sets: datasets/README.md.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from airm.data.datasets import BUILT_IN, CustomSet, make_dicts
+from airm.data.pairs import Pair, Pairing, check_pair
+from patchdct.cli import run
+from patchdct.data.drawn_files import datasets_root
+from patchdct.errors import UserError
+
+PAIRS_AT_ONCE = 8
+
+
+class Target(NamedTuple):
+    """What is to be checked; ``count`` is the published number of pairs, None for a user's own set."""
+
+    title: str
+    find: Callable[[], Pairing]
+    count: int | None = None
+
+
+def find_target(argument: str) -> Target:
+    """Return the set that an argument of --check names: a registered name, a folder, or two with a colon between."""
+    if argument in BUILT_IN:
+        return Target(argument, BUILT_IN[argument].find, BUILT_IN[argument].count)
+    folders = [argument] if Path(argument).is_dir() else argument.split(":", 1)
+    for folder in folders:
+        if not folder or not Path(folder).is_dir():
+            raise UserError(
+                f"{folder or argument!r} is neither a folder nor a data set; known are {', '.join(BUILT_IN)}, a folder "
+                "of any layout, and IMAGES:MASKS"
+            )
+    return Target(argument, CustomSet(argument, folders[0], folders[-1]).find)
+
+
+def find_faults(pairs: Sequence[Pair], workers: int, title: str) -> list[str]:
+    """Decode the files of all pairs in ``workers`` processes; return what is wrong with them, in their order."""
+    bar = {"desc": title, "total": len(pairs), "unit": "pair", "leave": False, "disable": None}
+    if workers == 1 or len(pairs) <= PAIRS_AT_ONCE:
+        return [fault for faults in tqdm(map(check_pair, pairs), **bar) for fault in faults]
+    with ProcessPoolExecutor(workers) as pool:
+        return [
+            fault for faults in tqdm(pool.map(check_pair, pairs, chunksize=PAIRS_AT_ONCE), **bar) for fault in faults
+        ]
+
+
+def check_target(target: Target, workers: int, limit: int) -> bool:
+    """Check one set and print what is found, at most ``limit`` faults; return whether all is well."""
+    pairing = target.find()
+    found = len(pairing.pairs)
+    faults = [str(stray) for stray in pairing.unmatched] + find_faults(pairing.pairs, workers, target.title)
+    if not found and not faults:
+        faults.append("no images at all")
+    if target.count is not None and found != target.count:
+        than = "fewer than" if found < target.count else "more than"
+        faults.insert(0, f"{abs(target.count - found):,} pairs {than} published")
+    counted = f"{found:,} pairs" + (f" of {target.count:,}" if target.count is not None else "")
+    print(f"{'wrong' if faults else 'ok':<7}{target.title}: {counted} in {pairing.place}")
+    for fault in faults[:limit]:
+        print(f"         {fault}")
+    if len(faults) > limit:
+        print(f"         ... and {len(faults) - limit:,} more; --limit {len(faults)} prints them all")
+    return not faults
+
+
+def check(arguments: Sequence[str], workers: int, limit: int) -> int:
+    """Check the sets named, or all of the paper's that are there; return the exit status."""
+    targets = [find_target(argument) for argument in arguments or BUILT_IN]
+    absent, wrong = [], 0
+    for target in targets:
+        try:
+            wrong += not check_target(target, workers, limit)
+        except UserError as e:  # its folder is missing
+            absent.append(target.title)
+            if arguments:
+                print(f"absent {e}")
+    if absent and not arguments:
+        print(
+            f"absent {', '.join(absent)}: no folders in {datasets_root().absolute()}; their layout: datasets/README.md"
+        )
+    return int(wrong > 0 or (len(absent) > 0 if arguments else len(absent) == len(targets)))
+
+
+def split(folders: Sequence[str], every: int, output: Path) -> None:
+    """Write the image_ids of each ``every``-th pair to val.txt, of all others to train.txt, and print their use."""
+    if len(folders) > 2:
+        raise UserError(f"--split takes one folder, or images and masks, not {len(folders)} folders")
+    if every < 2:
+        raise UserError(f"--every {every} would leave nothing to train on; it is to be 2 or more")
+    paths = [os.path.abspath(os.path.expanduser(folder)) for folder in folders]
+    argument = ":".join(paths)
+    names = [entry["image_id"] for entry in make_dicts(argument, find_target(argument).find(), argument)]
+    held_out = names[every - 1 :: every]
+    if not held_out:
+        raise UserError(
+            f"{argument} has {len(names)} pairs, too few to hold out every {every}th; use a smaller --every"
+        )
+    parts = {"train": [name for i, name in enumerate(names, 1) if i % every], "val": held_out}
+    texts = {output / f"{part}.txt": "\n".join(ids) + "\n" for part, ids in parts.items()}
+    for path, text in texts.items():
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{path} exists, with other content; delete it, or choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    print(f"# {len(parts['train']):,} pairs to train on, {len(held_out):,} held out\nDATASETS:\n  REFINEMENT:")
+    for (path, text), part in zip(texts.items(), parts, strict=True):
+        path.write_text(text, encoding="utf-8")
+        print(f"    - {json.dumps([f'my_{part}', paths[0], paths[-1], str(path.absolute())])}")
+    print('  TRAIN: ("my_train",)\n  TEST: ("my_val",)')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", nargs="*", metavar="SET", help="names, folders, or IMAGES:MASKS; none: all known")
+    action.add_argument("--split", nargs="+", metavar="FOLDER", help="one folder of any layout, or images and masks")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that decode (%(default)s)")
+    parser.add_argument("--limit", type=int, default=20, help="faults of each set that are printed (%(default)s)")
+    parser.add_argument("--every", type=int, default=10, metavar="N", help="hold out every Nth pair (%(default)s)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where --split writes train.txt and val.txt")
+    options = parser.parse_args(arguments)
+    if options.split is None:
+        return check(options.check, max(options.workers, 1), max(options.limit, 0))
+    if options.output is None:
+        parser.error("--split wants --output DIR, where train.txt and val.txt are written")
+    split(options.split, options.every, options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,297 @@
+"""Samples for training and testing: crops that fit together, colours, coarse masks, and messages."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from airm.data.dataset_mapper import RefinementDatasetMapper, adjust_color, random_crop
+from airm.data.perturbation import perturb_mask
+from patchdct.errors import UserError
+from tests.testing import disc
+
+PLAIN = {"flip_prob": 0.0, "color_jitter": (0, 0, 0, 0), "grayscale_prob": 0.0}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A function that writes a picture, its mask (where it is red) and perhaps a coarse mask, and gives their dict."""
+
+    def write(height=150, width=180, center=(100, 80), radius=40, coarse=None):
+        mask = disc(height, width, center, radius).numpy()
+        y, x = np.mgrid[:height, :width]
+        image = np.dstack([mask * 200, x % 256, y % 256]).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "castle.png")
+        Image.fromarray(mask).save(tmp_path / "castle_gt.png")
+        names = {"file_name": str(tmp_path / "castle.png"), "mask_file_name": str(tmp_path / "castle_gt.png")}
+        if coarse is not None:
+            Image.fromarray(coarse).save(tmp_path / "castle_seg.png")
+            names["coarse_file_name"] = str(tmp_path / "castle_seg.png")
+        return {**names, "image_id": "castle"}
+
+    return write
+
+
+def iou(sample):
+    coarse, truth = sample["coarse_mask"].bool(), sample["mask"].bool()
+    return ((coarse & truth).sum() / (coarse | truth).sum()).item()
+
+
+@pytest.mark.parametrize("size", [(150, 180), (400, 40), (20, 30)])
+@pytest.mark.parametrize("crop_size", [64, 96])
+def test_training_sample(make, size, crop_size):
+    dataset_dict = make(*size, center=(15, 10), radius=9)
+    before = dict(dataset_dict)
+    sample = RefinementDatasetMapper(True, crop_size=crop_size)(dataset_dict)
+    assert dataset_dict == before
+    assert sample["image"].dtype == torch.uint8 and sample["image"].shape == (3, crop_size, crop_size)
+    for key in ("mask", "coarse_mask"):
+        assert sample[key].dtype == torch.float32 and sample[key].shape == (1, crop_size, crop_size)
+        assert set(sample[key].unique().tolist()) <= {0.0, 1.0}
+    assert (sample["height"], sample["width"]) == (crop_size, crop_size)
+    assert sample["image_id"] == "castle" and sample["file_name"] == dataset_dict["file_name"]
+
+
+@pytest.mark.parametrize("size", [(150, 180), (400, 40), (20, 30), (1, 1)])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_image_and_mask_stay_together(make, size, flip):
+    mapper = RefinementDatasetMapper(True, crop_size=96, **{**PLAIN, "flip_prob": flip})
+    dataset_dict = make(*size, center=(15, 10), radius=9)
+    corners = set()
+    for seed in range(8):
+        np.random.seed(seed)
+        sample = mapper(dataset_dict)
+        assert torch.equal(sample["image"][0] == 200, sample["mask"][0] == 1)
+        corners.add(tuple(sample["image"][1:, 0, 0].tolist()))
+        if size[1] >= 96:  # columns are numbered in green
+            assert (sample["image"][1].int().diff() == (-1 if flip else 1)).all()
+    assert len(corners) > 1 or size == (1, 1)
+
+
+def test_small_pictures_are_reflected():
+    image = np.arange(3, dtype=np.uint8)[None, :, None].repeat(3, 2)
+    mask = np.array([[True, False, False]])
+    cropped, cropped_mask = random_crop(image, mask, 9, np.random.default_rng(0))
+    rows = cropped[..., 0]
+    assert (rows == rows[0]).all() and (abs(np.diff(rows[0].astype(int))) == 1).all()
+    assert np.array_equal(cropped_mask, rows == 0)
+
+
+def test_crops_cross_the_object_where_there_is_one():
+    mask = np.zeros((400, 400), bool)
+    mask[:150] = True  # 0.58 of all crops of 40 pixels have none of it
+    image = np.zeros((400, 400, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    hits = sum(random_crop(image, mask, 40, rng)[1].any() for _ in range(200))
+    assert hits > 190  # one attempt finds it in 83 of 200, ten in 199
+    assert not random_crop(image, np.zeros_like(mask), 40, rng)[1].any()
+
+
+def test_coarse_masks_have_ious_of_the_range(make):
+    dataset_dict = make(radius=45)
+    mapper = RefinementDatasetMapper(True, crop_size=140, iou_range=(0.85, 0.9))
+    np.random.seed(0)
+    ious = [iou(mapper(dataset_dict)) for _ in range(20)]
+    assert 0.85 <= min(ious) < 0.86 and 0.89 < max(ious) < 0.91
+
+
+def test_training_follows_the_global_generator(make):
+    mapper, dataset_dict = RefinementDatasetMapper(True, crop_size=64), make()
+    samples = []
+    for seed in (7, 7, 8):
+        np.random.seed(seed)
+        samples.append(mapper(dataset_dict))
+    for key in ("image", "mask", "coarse_mask"):
+        assert torch.equal(samples[0][key], samples[1][key])
+    assert not torch.equal(samples[0]["image"], samples[2]["image"])
+
+
+def test_testing_keeps_size_colors_and_grey_values(make):
+    coarse = (np.arange(150 * 180) % 256).astype(np.uint8).reshape(150, 180)
+    dataset_dict = make(coarse=coarse)
+    sample = RefinementDatasetMapper(False)(dataset_dict)
+    picture = np.asarray(Image.open(dataset_dict["file_name"]))
+    assert np.array_equal(sample["image"].permute(1, 2, 0), picture)
+    np.testing.assert_allclose(sample["coarse_mask"][0], coarse / 255, atol=1e-6)
+    assert np.array_equal(sample["mask"][0], disc(150, 180, (100, 80), 40))
+    assert (sample["height"], sample["width"]) == (150, 180)
+
+
+def test_testing_needs_no_truth(make):
+    dataset_dict = make(coarse=np.zeros((150, 180), np.uint8))
+    del dataset_dict["mask_file_name"]
+    sample = RefinementDatasetMapper(False)(dataset_dict)
+    assert "mask" not in sample and not sample["coarse_mask"].any()
+
+
+def test_coarse_masks_for_testing_depend_on_seed_and_id_alone(make):
+    dataset_dict = make()
+    first = RefinementDatasetMapper(False, seed=5)(dataset_dict)["coarse_mask"]
+    np.random.seed(1)
+    mapper = RefinementDatasetMapper(False, seed=5)
+    other_id = mapper({**dataset_dict, "image_id": "tower"})["coarse_mask"]
+    assert torch.equal(mapper(dataset_dict)["coarse_mask"], first)
+    assert not torch.equal(other_id, first)
+    assert not torch.equal(RefinementDatasetMapper(False, seed=6)(dataset_dict)["coarse_mask"], first)
+    rng = np.random.default_rng([5, 0x4512FC28])  # CRC-32 of "castle"
+    truth = disc(150, 180, (100, 80), 40).numpy()
+    assert np.array_equal(perturb_mask(truth, rng.uniform(0.8, 1.0), rng), first[0].bool())
+
+
+def natural_image():
+    """A smooth picture whose values are so far from 0 and 255 that the changes below do not clip them."""
+    y, x = np.mgrid[:40, :50] / 50
+    return (255 * np.dstack([0.3 + 0.3 * x, 0.6 - 0.2 * y, 0.35 + 0.2 * x * y])).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reference"),
+    [
+        ({}, lambda image: image),
+        ({"brightness": 1.3}, lambda image: tv.adjust_brightness(image, 1.3)),
+        ({"brightness": 0.7}, lambda image: tv.adjust_brightness(image, 0.7)),
+        ({"contrast": 1.3}, lambda image: tv.adjust_contrast(image, 1.3)),
+        ({"contrast": 0.0}, lambda image: tv.adjust_contrast(image, 0.0)),
+        ({"saturation": 1.3}, lambda image: tv.adjust_saturation(image, 1.3)),
+        ({"saturation": 0.0}, lambda image: tv.rgb_to_grayscale(image, 3)),
+        (
+            {"brightness": 1.2, "contrast": 0.8, "saturation": 0.7},
+            lambda image: tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(image, 1.2), 0.8), 0.7),
+        ),
+    ],
+)
+def test_colors_agree_with_torchvision(kwargs, reference):
+    image = natural_image()
+    changed = adjust_color(image, **{"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0, **kwargs})
+    expected = 255 * reference(torch.from_numpy(image).permute(2, 0, 1) / 255).permute(1, 2, 0).numpy()
+    assert changed.dtype == np.uint8
+    assert abs(changed - expected).max() < 0.6
+
+
+def test_hue_turns_colors_and_keeps_luma_and_greys():
+    image = natural_image()
+    turned = adjust_color(image, 1, 1, 1, 0.1).astype(int)
+    assert abs(turned - image).mean() > 8
+    assert abs((turned - image) @ [0.299, 0.587, 0.114]).max() < 1
+    grey = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    assert np.array_equal(adjust_color(grey, 1, 1, 1, 0.3), grey)
+    red = adjust_color(np.full((1, 1, 3), (170, 80, 80), np.uint8), 1, 1, 1, 0.08)[0, 0].astype(int)
+    reference = tv.adjust_hue(torch.tensor([170, 80, 80], dtype=torch.uint8)[:, None, None], 0.08).flatten().numpy()
+    assert reference[1] > reference[2] + 20 and red[1] > red[2] + 20  # towards orange, as torchvision turns
+
+
+def test_values_out_of_range_are_clipped():
+    image = np.full((4, 4, 3), 200, np.uint8)
+    assert (adjust_color(image, 2.0, 1, 1, 0) == 255).all()
+    assert adjust_color(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8), 1, 3.0, 1, 0)[0, 0].max() == 0
+
+
+def test_grayscale_and_jitter_are_drawn(make):
+    dataset_dict = make()
+    sample = RefinementDatasetMapper(True, crop_size=64, grayscale_prob=1.0)(dataset_dict)
+    assert (sample["image"] == sample["image"][:1]).all()
+    mapper = RefinementDatasetMapper(True, crop_size=150, **{**PLAIN, "color_jitter": (0.5, 0, 0, 0)})
+    means = [mapper(dataset_dict)["image"].float().mean().item() for _ in range(10)]
+    assert max(means) > 1.2 * min(means)
+
+
+def test_from_config():
+    keys = {
+        "CROP_SIZE": 48,
+        "FLIP_PROB": 0.25,
+        "COLOR_JITTER": [0.1, 0.2, 0.3, 0.4],
+        "GRAYSCALE_PROB": 0.3,
+        "IOU_RANGE": [0.7, 0.9],
+        "SEED": 9,
+    }
+    cfg = CfgNode({"INPUT": {"REFINEMENT": keys}})
+    assert RefinementDatasetMapper(cfg).is_train
+    mapper = RefinementDatasetMapper(cfg, is_train=False)
+    assert not mapper.is_train
+    assert (mapper.crop_size, mapper.flip_prob, mapper.grayscale_prob, mapper.seed) == (48, 0.25, 0.3, 9)
+    assert (mapper.color_jitter, mapper.iou_range) == ((0.1, 0.2, 0.3, 0.4), (0.7, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("crop_size", 0),
+        ("flip_prob", 1.5),
+        ("grayscale_prob", -0.1),
+        ("color_jitter", (0.3, 0.3, 0.3)),
+        ("color_jitter", (0.3, 0.3, -0.3, 0.1)),
+        ("iou_range", (0.9, 0.8)),
+        ("iou_range", (0.0, 0.8)),
+        ("iou_range", (0.8, 1.1)),
+        ("iou_range", (0.8,)),
+        ("seed", -1),
+    ],
+)
+def test_values_out_of_range_name_their_key(key, value):
+    with pytest.raises(UserError, match=rf"INPUT\.REFINEMENT\.{key.upper()} is .*, but has to be"):
+        RefinementDatasetMapper(True, **{key: value})
+
+
+def test_masks_of_another_size_are_named(make, tmp_path):
+    dataset_dict = make()
+    Image.fromarray(np.zeros((180, 150), np.uint8)).save(dataset_dict["mask_file_name"])
+    message = r"image \S+castle\.png is 180 x 150 pixels, but its mask \S+castle_gt\.png is 150 x 180"
+    for is_train in (True, False):
+        with pytest.raises(UserError, match=message):
+            RefinementDatasetMapper(is_train)(dataset_dict)
+    dataset_dict = make(coarse=np.zeros((75, 90), np.uint8))
+    with pytest.raises(UserError, match=r"castle\.png is 180 x 150 pixels, .*castle_seg\.png is 90 x 75"):
+        RefinementDatasetMapper(False)(dataset_dict)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_missing_and_damaged_files_are_named(make, is_train):
+    dataset_dict = make()
+    for key, message in (("mask_file_name", "cannot read mask"), ("file_name", "cannot read image")):
+        Path(dataset_dict[key]).write_bytes(b"")
+        with pytest.raises(UserError, match=f"{message} {dataset_dict[key]}"):
+            RefinementDatasetMapper(is_train)(dataset_dict)
+    dataset_dict = make()
+    del dataset_dict["mask_file_name"]
+    with pytest.raises(UserError, match=r"image \S+castle\.png has no mask_file_name"):
+        RefinementDatasetMapper(is_train)(dataset_dict)
+
+
+def test_loaders_of_detectron2(make):
+    dataset_dict = make()
+    loader = build_detection_train_loader(
+        [dataset_dict],
+        mapper=RefinementDatasetMapper(True, crop_size=64),
+        total_batch_size=2,
+        num_workers=0,
+        aspect_ratio_grouping=False,
+    )
+    batch = next(iter(loader))
+    assert [sample["image"].shape for sample in batch] == [(3, 64, 64)] * 2
+    assert not torch.equal(batch[0]["image"], batch[1]["image"])
+    ((sample,),) = build_detection_test_loader([dataset_dict], mapper=RefinementDatasetMapper(False), num_workers=0)
+    assert sample["image"].shape == (3, 150, 180)
+
+
+@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT is not set")
+def test_real_pictures():
+    folder = Path(os.environ["REAL_DATA_ROOT"], "refine/ecssd")
+    mapper = RefinementDatasetMapper(True)
+    np.random.seed(0)
+    seconds = []
+    for path in sorted((folder / "images").glob("*.jpg"))[::10]:
+        truth = folder / "ground_truth_mask" / f"{path.stem}.png"
+        start = time.perf_counter()
+        sample = mapper({"file_name": str(path), "mask_file_name": str(truth), "image_id": path.stem})
+        seconds.append(time.perf_counter() - start)
+        assert sample["image"].shape == (3, 224, 224) and sample["mask"].any()
+        assert iou(sample) >= 0.8
+    assert len(seconds) >= 50
+    assert np.median(seconds) < 0.02  # 3.5 ms on a free core
