@@ -2,5 +2,6 @@
 
 from .config import add_airm_config
 from .meta_arch import AIRM
+from .refiner import Refiner
 
-__all__ = ["AIRM", "add_airm_config"]
+__all__ = ["AIRM", "Refiner", "add_airm_config"]

@@ -15,6 +15,7 @@ from .encoder import AffinityEmpoweredEncoder
 from .implicit_mapping import AIRMF, SIRMF
 from .losses import mapping_losses
 from .query import Axis, pixel_centres, query_grid
+from .weights import adapt_checkpoint
 
 TRAINING_CELL = 0.5  # one pixel of an input whose features have stride 4
 
@@ -88,6 +89,10 @@ class AIRM(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    def adapt_checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Called with what a checkpoint file holds: see :func:`airm.weights.adapt_checkpoint`."""
+        return adapt_checkpoint(state, self.state_dict())
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """
         Args:
@@ -130,7 +135,9 @@ class AIRM(nn.Module):
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = torch.stack([self._normalise(x["image"]) for x in batched_inputs])
-        coarse, masks = (torch.stack([x[key].to(self.device) for x in batched_inputs]) for key in ("coarse_mask", "mask"))
+        coarse, masks = (
+            torch.stack([x[key].to(self.device) for x in batched_inputs]) for key in ("coarse_mask", "mask")
+        )
         inputs = torch.cat([images, 2 * coarse - 1], dim=1)
         losses = {}
         if self.encoder.affinity is None:

@@ -82,9 +82,9 @@ def query_grid(features: Tensor, parameters: MappingParameters, rows: Axis, cols
         part = slice(start, start + step)
         answer = projected.new_zeros(())
         for i in range(2):
-            of_rows = projected[:, :, y.index[i, part]] + row_terms[i][:, :, part]
+            of_rows = projected.index_select(2, y.index[i, part]) + row_terms[i][:, :, part]
             for j in range(2):
-                hidden = of_rows[..., x.index[j]] + col_terms[j]
+                hidden = of_rows.index_select(3, x.index[j]) + col_terms[j]
                 area = y.weight[i, part, None] * x.weight[j]
                 answer = answer + area * _mlp(hidden, hidden_layers)
         parts.append(answer)

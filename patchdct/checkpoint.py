@@ -3,26 +3,18 @@
 import contextlib
 import logging
 import os
-import pickle
-import re
-import zipfile
-from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from typing import IO, Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer
 
+from .checkpoint_files import UnreadableCheckpoint, by_name, check_tensors, read_pickle, read_torch
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
-
-
-class UnreadableCheckpoint(UserError):
-    """A checkpoint file that is missing, damaged, of another format, or that would run code."""
 
 
 class LoadReport(NamedTuple):
@@ -52,7 +44,7 @@ class _SafeReader(Checkpointer):
     load_report: LoadReport
 
     def _load_file(self, f: str) -> dict[str, Any]:
-        return _mapping(f, _read_torch(f))
+        return by_name(f, read_torch(f))
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = checkpoint["model"]
@@ -82,9 +74,12 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
     """:class:`DetectionCheckpointer` for which checkpoints are data: loading one never runs code from it.
 
     ``.pth`` and ``.pyth`` files are read with ``weights_only``, ``.pkl`` files (Detectron2's and Caffe2's model zoos)
-    by an unpickler that knows numpy arrays and Python's containers only. What cannot be read so, and what fits the
-    model nowhere, ends in a :class:`UserError`; a part that does not fit (another number of classes) is named in the
-    log and skipped, as in Detectron2. ``load_report`` says what the last checkpoint filled.
+    by an unpickler that knows numpy arrays and Python's containers only. What cannot be read so, holds NaN, or fits
+    the model nowhere, ends in a :class:`UserError`; a part that does not fit (another number of classes) is named in
+    the log and skipped, as in Detectron2. ``load_report`` says what the last checkpoint filled.
+
+    A model may have a method ``adapt_checkpoint``, from a checkpoint's tensors by name to those under its own names;
+    it leaves alone what it does not know, and raises :class:`UserError` for what it cannot use.
 
     Files are written under another name and then renamed, so that a process killed at any moment leaves the previous
     state in place. Arguments are those of :class:`DetectionCheckpointer`.
@@ -100,7 +95,8 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
         """Load a checkpoint as fvcore's ``Checkpointer.load`` does.
 
         Raises:
-            UnreadableCheckpoint: if it is missing, cannot be fetched, is damaged or foreign, or would run code.
+            UnreadableCheckpoint: if it is missing, cannot be fetched, is damaged or foreign, holds NaN or infinity, or
+                would run code.
             UserError: if none of it fits the model.
         """
         self.path = path
@@ -129,17 +125,19 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            loaded = _from_model_zoo(_mapping(filename, _read_pickle(filename)))
+            loaded = _from_model_zoo(by_name(filename, read_pickle(filename)))
         elif filename.endswith(".pyth"):
-            state = _mapping(filename, _mapping(filename, _read_torch(filename)).get("model_state"))
+            state = by_name(filename, by_name(filename, read_torch(filename)).get("model_state"))
             state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
             loaded = {"model": state, "__author__": "pycls", "matching_heuristics": True}
         else:
             loaded = super()._load_file(filename)
-        for name, value in _mapping(filename, loaded["model"]).items():
-            if not isinstance(value, (torch.Tensor, np.ndarray)):
-                found = f"its {name!r} is not a tensor but of type {type(value).__name__}"
-                raise UnreadableCheckpoint(f"{filename} is not a checkpoint of this program: {found}")
+        if hasattr(self.model, "adapt_checkpoint"):
+            try:
+                loaded["model"] = self.model.adapt_checkpoint(by_name(filename, loaded["model"]))
+            except UserError as e:
+                raise UserError(f"checkpoint {filename} does not fit: {e}") from None
+        check_tensors(filename, loaded["model"])
         return loaded
 
 
@@ -182,103 +180,12 @@ def _check_exists(path: str) -> None:
         raise UnreadableCheckpoint(f"no checkpoint {name}; check MODEL.WEIGHTS")
 
 
-# What pickled numpy arrays and scalars are rebuilt by, under the names that numpy 1 and 2 give it
-_NUMPY: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{
-        (f"{core}.{module}", name): function
-        for core in ("numpy.core", "numpy._core")
-        for module, name, function in (
-            ("multiarray", "_reconstruct", np.empty(0).__reduce__()[0]),
-            ("multiarray", "scalar", np.float64(0).__reduce__()[0]),
-            ("numeric", "_frombuffer", np.empty(0).__reduce_ex__(5)[0]),
-        )
-    },
-}
-_NUMBER_TYPES = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"]
-
-
-def _read_torch(filename: str) -> Any:
-    with open(filename, "rb") as f:
-        head = f.read(16)
-    if not head.startswith((b"PK", b"\x80")):
-        found = f"starts with {head!r}" if head else "is empty"
-        raise UnreadableCheckpoint(f"{filename} is not a checkpoint: it {found}")
-    if head.startswith(b"PK") and not zipfile.is_zipfile(filename):
-        raise UnreadableCheckpoint(f"checkpoint {filename} is truncated; copy or download it again")
-    numpy: list[Any] = [(value, ".".join(name)) for name, value in _NUMPY.items()]
-    try:
-        # Training states hold numpy's scalars now and then
-        with torch.serialization.safe_globals(numpy + _NUMBER_TYPES):
-            return torch.load(filename, map_location="cpu", weights_only=True)
-    except Exception as e:  # whatever a damaged file makes the reader stumble over
-        forbidden = re.search(r"GLOBAL (\S+)", str(e))
-        if forbidden:
-            raise _refusal(filename, forbidden[1]) from None
-        raise UnreadableCheckpoint(f"cannot read checkpoint {filename}: {_reason(e)}") from e
-
-
-def _read_pickle(filename: str) -> Any:
-    try:
-        with open(filename, "rb") as f:
-            return _DataUnpickler(f, encoding="latin1").load()  # Python 2 wrote the older files
-    except _ForbiddenError as e:
-        raise _refusal(filename, str(e)) from None
-    except Exception as e:  # whatever a damaged file makes the reader stumble over
-        raise UnreadableCheckpoint(f"cannot read checkpoint {filename}: {_reason(e)}") from e
-
-
-class _ForbiddenError(Exception):
-    """The full name of what a pickle wants to call."""
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Stand in for ``codecs.encode`` in the one use that pickles of bytes make of it."""
-    if encoding != "latin1":
-        raise _ForbiddenError(f"_codecs.encode with {encoding}")
-    return text.encode("latin1")
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Unpickler of numpy arrays and scalars in Python's containers."""
-
-    _ALLOWED: dict[tuple[str, str], Any] = {
-        **_NUMPY,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): _encode_latin1,
-        **{(m, c.__name__): c for m in ("builtins", "__builtin__") for c in (set, frozenset, bytearray, complex)},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise _ForbiddenError(f"{module}.{name}")
-        return self._ALLOWED[module, name]
-
-
-def _refusal(filename: str, name: str) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(
-        f"checkpoint {filename} is refused: loading it would call {name}, and a checkpoint is to hold tensors and "
-        "plain values only. If you trust where it comes from, save its state dict alone to a new file"
-    )
-
-
 def _from_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
     """Detectron2's .pkl files name an author; Caffe2's are the weights, or have them under "blobs", with momenta."""
     if "model" in data and "__author__" in data:
         return data
     weights = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _mapping(filename: str, data: Any) -> dict[str, Any]:
-    if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
-        raise UnreadableCheckpoint(f"{filename} is not a checkpoint of this program: it holds no tensors by name")
-    return data
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _some(names: Collection[str]) -> str:

@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image, ImageOps
+from torch import nn
 
 from .checkpoint import SafeCheckpointer
 from .errors import UserError
@@ -35,14 +36,35 @@ def read_picture(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if not upright.mode.startswith("I"):
-                return np.array(upright.convert("RGB"))
-            # Pillow's own conversion of integers would clip them at 255
-            grey = (np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
+            return as_rgb(ImageOps.exif_transpose(image))
     except Exception as e:  # whatever a damaged file makes Pillow stumble over
         raise UserError(f"cannot read image {path}: {e}") from None
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """Convert an image of any mode as :func:`read_picture` does, but not turned: (H, W, 3) uint8, RGB."""
+    if not image.mode.startswith("I"):
+        return np.array(image.convert("RGB"))
+    # Pillow's own conversion of integers would clip them at 255
+    grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def load_trained(model: nn.Module, weights: str) -> None:
+    """Load a checkpoint of a trained model, as data (:class:`~patchdct.checkpoint.SafeCheckpointer`).
+
+    Raises:
+        UserError: if it cannot be read, or leaves a parameter of the model random.
+    """
+    checkpointer = SafeCheckpointer(model)
+    checkpointer.load(weights)
+    parameters = dict(model.named_parameters())
+    absent = sorted(parameters.keys() - set(checkpointer.load_report.matched))
+    if absent:
+        raise UserError(
+            f"{checkpointer.load_report}. {len(absent)} parameters would stay random, {absent[0]} first: is it a "
+            "checkpoint of this config, of the same encoder and as many classes?"
+        )
 
 
 class Predictor:
@@ -72,15 +94,7 @@ class Predictor:
             if not isinstance(head, MaskRCNNPatchDCTHead):
                 raise UserError(f"only PatchDCT has stages to show; MODEL.ROI_MASK_HEAD.NAME is {type(head).__name__}")
             head.keep_stages = True
-        checkpointer = SafeCheckpointer(self.model)
-        checkpointer.load(weights)
-        parameters = dict(self.model.named_parameters())
-        absent = sorted(parameters.keys() - set(checkpointer.load_report.matched))
-        if absent:
-            raise UserError(
-                f"{checkpointer.load_report}. {len(absent)} parameters would stay random, {absent[0]} first: is it a "
-                "checkpoint of this config, with as many classes?"
-            )
+        load_trained(self.model, weights)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
 

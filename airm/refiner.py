@@ -1,0 +1,204 @@
+"""Refinement of the masks of single images with trained weights.
+
+In short:
+
+    from airm import Refiner
+
+    refiner = Refiner("model_final.pth")
+    mask = refiner.refine("photo.jpg", "mask.png")  # (H, W) bool
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from patchdct.checkpoint_files import by_name, read_torch
+from patchdct.config import get_cfg, load_cfg
+from patchdct.errors import UserError
+from patchdct.inference import load_trained
+
+from .mask_types import ImageLike, MaskLike, check_size, stack_masks, to_rgb, to_soft
+from .memory import SMALLEST_TILE, limit_memory
+from .meta_arch import AIRM
+
+LARGE = 1_000_000  # pixels from which on progress is worth showing
+
+logger = logging.getLogger(__name__)
+
+
+class Refiner:
+    """A trained AIRM, from an image and its coarse masks to refined masks."""
+
+    model: AIRM
+
+    def __init__(
+        self,
+        weights: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        config: str | os.PathLike | None = None,
+        tile_size: int | None = None,
+        max_memory: float | None = None,
+        min_confidence: float | None = None,
+    ):
+        """
+        Args:
+            weights: a .pth checkpoint of an AIRM; read as data, never run.
+            device: where the model runs.
+            config: its YAML file; by default the one in the checkpoint, else ``config.yaml`` beside it.
+            tile_size: side in pixels of the tiles in which large images are encoded, 0 for whole images; by default
+                MODEL.AIRM.TILE_SIZE of the config.
+            max_memory: GiB that refining may take beyond what the process (on a GPU: the device) holds before. Tiles
+                become as small as that needs; see :func:`airm.memory.limit_memory`.
+            min_confidence: the coarse mask is kept where ``|2 p - 1|`` of the refined probability p is below this, in
+                [0, 1]; by default MODEL.AIRM.MIN_CONFIDENCE of the config, 0 if it does not say.
+
+        Raises:
+            UserError: if the weights are missing, damaged, have no config, or leave a part of the model random, if
+                there is no such device, or for a value out of range.
+        """
+        device = _find_device(device)
+        cfg = _find_config(Path(weights), config, device)
+        if cfg.MODEL.META_ARCHITECTURE != "AIRM":
+            raise UserError(
+                f"{config or weights} is of a {cfg.MODEL.META_ARCHITECTURE}; masks are refined by an AIRM, as "
+                "configs/airm/*.yaml train it"
+            )
+        if tile_size is not None and (tile_size != int(tile_size) or 0 != tile_size < SMALLEST_TILE):
+            raise UserError(
+                f"tile_size is {tile_size}; it is a whole number from {SMALLEST_TILE} up, or 0 for no tiles"
+            )
+        if max_memory is not None and not max_memory > 0:
+            raise UserError(f"max_memory is {max_memory}; it is a number of GiB above 0")
+        if min_confidence is not None and not 0 <= min_confidence <= 1:
+            raise UserError(f"min_confidence is {min_confidence}; it lies in [0, 1]")
+        self.model = build_model(cfg).eval()
+        load_trained(self.model, os.fspath(weights))
+        if tile_size is not None:
+            self.model.settings = self.model.settings._replace(tile_size=int(tile_size))
+        if min_confidence is not None:
+            self.model.min_confidence = min_confidence
+        self.max_memory = max_memory
+        self._settings, self._query_chunk = self.model.settings, self.model.query_chunk
+
+    def refine(
+        self,
+        image: ImageLike,
+        mask: MaskLike | Sequence[MaskLike],
+        soft: bool = False,
+        return_change: bool = False,
+        progress: bool = False,
+    ) -> Any:
+        """Refine one coarse mask of an image, or several, which share what depends on the image alone.
+
+        Args:
+            image: a path, a Pillow image or a uint8 RGB array; see :func:`~airm.mask_types.to_rgb`.
+            mask: a path, a Pillow image or an (H, W) array of the image's size, hard or soft; see
+                :func:`~airm.mask_types.to_soft`. Several as a list of these, or as an (N, H, W) array.
+            soft: whether to return probabilities.
+            return_change: whether to return how far each pixel was moved, too.
+            progress: whether to show a progress bar of the tiles, of an image of a megapixel or more.
+
+        Returns:
+            the refined mask, 1 from a probability of 0.5 on, of the type of ``mask``: a Pillow image (L, 0 and 255), an
+            array of the same type and range, a boolean array for a path; for a list a list. With ``soft`` always
+            float32 arrays in [0, 1]. An empty mask stays empty. With ``return_change`` a tuple of this and of float32
+            arrays in [-1, 1] of the same shape: refined probability minus coarse mask.
+
+        Raises:
+            UserError: if an image or mask cannot be used, a mask has another size than the image, or memory runs out.
+        """
+        sources: list[MaskLike] = list(mask) if isinstance(mask, (list, tuple)) else [mask]  # type: ignore[list-item]
+        pixels = to_rgb(image)
+        masks = [to_soft(source) for source in sources]
+        for source, soft_mask in zip(sources, masks, strict=True):
+            check_size(soft_mask, source, pixels, image)
+        coarse = stack_masks(masks) if masks else np.zeros((0, *pixels.shape[:2]), np.float32)
+        refined = self._refine(pixels, coarse, progress)
+        results, changes, start = [], [], 0
+        for soft_mask in masks:
+            part = refined[start : start + soft_mask.number].reshape(soft_mask.values.shape)
+            start += soft_mask.number
+            results.append(part if soft else soft_mask.restore(part >= 0.5))
+            if return_change:
+                changes.append(part - soft_mask.values)
+        answers: tuple[Any, ...] = (results, changes) if return_change else (results,)
+        if not isinstance(mask, (list, tuple)):
+            answers = tuple(answer[0] for answer in answers)
+        return answers if return_change else answers[0]
+
+    def _refine(self, pixels: np.ndarray, coarse: np.ndarray, progress: bool) -> np.ndarray:
+        """(H, W, 3) uint8 and (N, H, W) float32 in [0, 1] to (N, H, W) float32 in [0, 1]."""
+        for mask in coarse:
+            if 0 < mask.max() < 0.5:
+                logger.warning(
+                    "No pixel of the coarse mask is foreground, its largest value is %.3g. If it holds labels, give "
+                    "`labels == k`",
+                    mask.max(),
+                )
+        if self.max_memory is not None:
+            settings, chunk = limit_memory(
+                self.max_memory, pixels.shape[:2], len(coarse), self._settings, self._query_chunk
+            )
+            self.model.settings, self.model.query_chunk = settings, chunk
+        progress = progress and pixels.shape[0] * pixels.shape[1] >= LARGE
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        try:
+            with torch.no_grad():
+                return self.model.refine(image, torch.from_numpy(coarse), progress).cpu().numpy()
+        except RuntimeError as e:
+            if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
+                raise
+            raise UserError(
+                f"no memory left for an image of {pixels.shape[1]} x {pixels.shape[0]} pixels; set max_memory "
+                "(--max-memory) or a smaller tile_size (--tile-size)"
+            ) from None
+
+
+def _find_device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UserError(f"unknown device {device!r}; give 'cpu', 'cuda' or 'cuda:1'") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"no device {device} here: PyTorch finds {torch.cuda.device_count()} CUDA devices; give 'cpu'")
+    return found
+
+
+def _find_config(weights: Path, config: str | os.PathLike | None, device: torch.device) -> CfgNode:
+    if not weights.is_file():
+        raise UserError(f"no weights {weights}; tools/train_net.py writes them, model_final.pth, in OUTPUT_DIR")
+    opts = ["MODEL.DEVICE", str(device)]
+    if config is not None:
+        return load_cfg(os.fspath(config), opts)
+    text = None if weights.suffix == ".pkl" else by_name(str(weights), read_torch(str(weights))).get("config")
+    if isinstance(text, str):
+        return _parse_config(text, weights, opts)
+    beside = weights.with_name("config.yaml")
+    if not beside.is_file():
+        raise UserError(
+            f"no config for {weights}: it brings none along and there is no {beside}. Give the YAML file that it was "
+            "trained with (config=..., --config)"
+        )
+    return load_cfg(str(beside), opts)
+
+
+def _parse_config(text: str, weights: Path, opts: list[str]) -> CfgNode:
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+        cfg.merge_from_list(opts)
+    except (KeyError, AssertionError, AttributeError, ValueError, yaml.YAMLError) as e:
+        raise UserError(
+            f"the config in {weights} cannot be used: {str(e).strip(chr(39))}. Was it written by another version? Give "
+            "a YAML file (config=..., --config)"
+        ) from None
+    cfg.freeze()
+    return cfg

@@ -1,0 +1,84 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from airm.affinity import AttentionAffinity, FeatureAffinity, LogAffinity, affinity_loss, pairs_within
+
+
+def literal_loss(affinity: torch.Tensor, labels: list[int], width: int, radius: float) -> float:
+    """Eq. 8 over all ordered pairs of different positions, S+ and S- from the truth."""
+    same, different = [], []
+    for i, j in itertools.permutations(range(len(labels)), 2):
+        if math.hypot(i // width - j // width, i % width - j % width) <= radius:
+            if labels[i] == labels[j]:
+                same.append(math.log(affinity[i, j]))
+            else:
+                different.append(math.log(1 - affinity[i, j]))
+    return -sum(-0.0 if not s else sum(s) / len(s) for s in (same, different))
+
+
+def random_affinity(n: int) -> tuple[torch.Tensor, LogAffinity]:
+    affinity = torch.rand(1, n, n, generator=torch.Generator().manual_seed(0)) * 0.98 + 0.01
+    return affinity[0], LogAffinity(affinity.log(), (1 - affinity).log())
+
+
+@pytest.mark.parametrize("radius", [1.0, 1.5, 2.0, 14.0])
+def test_loss_is_the_equation(radius):
+    labels = [0, 0, 1, 0, 1, 1, 0, 0, 1, 1, 1, 0]  # 3 x 4
+    masks = torch.tensor(labels, dtype=torch.float32).view(1, 1, 3, 4)
+    affinity, logs = random_affinity(12)
+    loss = affinity_loss(logs, masks, (3, 4), radius)
+    assert loss.item() == pytest.approx(literal_loss(affinity, labels, 4, radius), rel=1e-5)
+
+
+def test_sets_come_from_the_truth_resized_by_nearest_neighbour():
+    masks = torch.zeros(1, 1, 32, 32)
+    masks[..., 16:] = 1
+    affinity, logs = random_affinity(4)
+    assert affinity_loss(logs, masks, (2, 2), 9).item() == pytest.approx(literal_loss(affinity, [0, 1, 0, 1], 2, 9))
+
+
+def test_an_empty_set_contributes_nothing():
+    affinity, logs = random_affinity(4)
+    loss = affinity_loss(logs, torch.ones(1, 1, 8, 8), (2, 2), 5)
+    off_diagonal = ~torch.eye(4, dtype=torch.bool)
+    assert loss.item() == pytest.approx(-affinity[off_diagonal].log().mean().item(), rel=1e-5)
+    assert affinity_loss(logs, torch.ones(1, 1, 8, 8), (2, 2), 0.5) == 0
+
+
+def test_pairs_are_within_a_circle():
+    near = pairs_within(1.0, 2, 2, torch.device("cpu"))
+    assert near.int().tolist() == [[0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 0, 1], [0, 1, 1, 0]]
+
+
+def test_attention_affinity_is_symmetric_and_the_equation():
+    torch.manual_seed(0)
+    head, attention = AttentionAffinity(3), torch.randn(2, 3, 5, 5)
+    logs = head(attention)
+    weight, bias = head.proj.weight[0, :, 0, 0], head.proj.bias
+    expected = torch.einsum("c,bcij->bij", weight, attention + attention.transpose(2, 3)) + bias
+    torch.testing.assert_close(logs.same.exp(), expected.sigmoid())
+    torch.testing.assert_close(logs.different.exp(), 1 - expected.sigmoid())
+    torch.testing.assert_close(logs.same, logs.same.transpose(1, 2))
+
+
+def test_feature_affinity_falls_with_the_l1_distance():
+    head = FeatureAffinity(2, channels=2)
+    with torch.no_grad():
+        head.proj.weight.copy_(torch.eye(2)[:, :, None, None])
+        head.proj.bias.zero_()
+    features = torch.tensor([[0.0, 1.0], [0.0, 3.0]])[None, :, None]  # positions (0, 0) and (1, 3)
+    logs = head(features)
+    assert logs.same[0, 0, 1].item() == pytest.approx(-2.0)  # mean of 1 and 3
+    assert logs.different[0, 0, 1].item() == pytest.approx(math.log(1 - math.exp(-2.0)))
+
+
+def test_positions_alike_give_finite_losses_and_gradients():
+    head = FeatureAffinity(4, channels=8)
+    masks = torch.zeros(1, 1, 3, 3)
+    masks[..., 1:] = 1
+    loss = affinity_loss(head(torch.ones(1, 4, 3, 3)), masks, (3, 3), 5)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in head.parameters())
