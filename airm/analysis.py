@@ -27,8 +27,8 @@ class PassCost(NamedTuple):
     """The two products of queries, keys and values."""
     encoder: int
     """All else of the encoder."""
-    mapping: int
-    """What predicts the weights of the mapping; SIRMF has no such part."""
+    hypernetwork: int
+    """What predicts the weights of the mapping; SIRMF has none."""
     query: int
     """The mapping, at all queried pixels."""
     tiles: list[tuple[int, int]]
@@ -36,7 +36,7 @@ class PassCost(NamedTuple):
 
     @property
     def total(self) -> int:
-        return self.attention + self.encoder + self.mapping + self.query
+        return self.attention + self.encoder + self.hypernetwork + self.query
 
 
 class DrawnMaskPass(CoarseToFine):
@@ -47,6 +47,11 @@ class DrawnMaskPass(CoarseToFine):
     """
 
     drawn: Tensor
+
+    @classmethod
+    def of(cls, model: Any, image: Tensor) -> "DrawnMaskPass":
+        """Return what an ``AIRM`` would refine the masks of a (3, H, W) RGB image in [0, 255] with."""
+        return cls(model._normalise(image), model._encode, model.settings, model.cell)
 
     def refine(self, mask: Tensor) -> Tensor:
         self.drawn = mask[None]
@@ -67,7 +72,7 @@ def draw_mask(height: int, width: int) -> Tensor:
     return ((y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2).float()[None]
 
 
-def pass_cost(model: nn.Module, size: tuple[int, int], tile_size: int, mask: Tensor | None = None) -> PassCost:
+def pass_cost(model: Any, size: tuple[int, int], tile_size: int, mask: Tensor | None = None) -> PassCost:
     """Count the multiply-adds with which a model refines one mask of one image.
 
     Args:
@@ -77,12 +82,16 @@ def pass_cost(model: nn.Module, size: tuple[int, int], tile_size: int, mask: Ten
         mask: (1, height, width), decides which tiles are encoded; else that of :func:`draw_mask`.
     """
     counter = _CountingNetwork(model)
-    counting = _CountingPass(torch.zeros(3, *size), counter, model.settings._replace(tile_size=tile_size))
+    # One channel: the image's values are never looked at
+    settings = model.settings._replace(tile_size=tile_size)
+    counting = _CountingPass(torch.zeros(1, *size), counter, settings, model.cell)
     counting.refine(draw_mask(*size) if mask is None else mask)
-    return PassCost(*counter.totals.tolist(), tiles=counting.tiles)
+    attention, encoder, hypernetwork, query = counter.totals.tolist()
+    return PassCost(attention, encoder, hypernetwork, query, counting.tiles)
 
 
 def num_parameters(model: nn.Module) -> int:
+    """Return how many numbers a model learns."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -116,9 +125,10 @@ class _CountingNetwork:
 
         def query(rows: Axis, cols: Axis) -> Tensor:
             grid = len(rows.positions), len(cols.positions)
-            if (height, width, *grid) not in self._queries:
-                self._queries[height, width, *grid] = _query_cost(encoded, *grid)
-            self.totals[3] += self._queries[height, width, *grid]
+            key = (height, width, *grid)
+            if key not in self._queries:
+                self._queries[key] = _query_cost(encoded, *grid)
+            self.totals[3] += self._queries[key]
             return image.new_zeros(1, 1, 1, 1).expand(1, 1, *grid)
 
         return query

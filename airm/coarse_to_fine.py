@@ -19,33 +19,31 @@ from .tiling import GridAxis, Reads, Span, grid_axis, resize_reads, split_axis
 Encode = Callable[[Tensor, Tensor], Callable[[Axis, Axis], Tensor]]
 """(1, 3, h, w) image and (1, 1, h, w) mask to a function that answers a grid of queries by (1, 1, R, C) probabilities."""
 
-FEATURE_STRIDE = 4
-
-
 class Settings(NamedTuple):
     """The keys of MODEL.AIRM with these names."""
 
     ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)
-    min_size_test: int = 0
+    min_size_test: int = 224
     padding: int = 32
     tile_size: int = 0
     tile_halo: int = 32
     undecided: float = 0.01
-    min_cell: float = 0.5
 
 
 class CoarseToFine:
     """Refines masks of one image; what its masks share, the resized images, is made once."""
 
-    def __init__(self, image: Tensor, encode: Encode, settings: Settings, progress: bool = False):
+    def __init__(self, image: Tensor, encode: Encode, settings: Settings, cell: float, progress: bool = False):
         """
         Args:
             image: (3, H, W) normalised, of any size from 1 x 1 up.
             encode: the network.
             settings: see there.
+            cell: size of a pixel of the encoder's input, which training queries; one feature position is 2. The
+                smaller cells of pixels between those of a lower ratio are unknown to the network: it is told this one.
             progress: whether to show a progress bar of the tiles.
         """
-        self.encode, self.settings, self.progress = encode, settings, progress
+        self.encode, self.settings, self.cell, self.progress = encode, settings, cell, progress
         self.height, self.width = image.shape[1:]
         longer = max(self.height, self.width)
         ratios = settings.ratios
@@ -100,8 +98,7 @@ class CoarseToFine:
             reads = target.reads.select(chosen)
             pixels, where = reads.index.unique(return_inverse=True)
             frame = 2 * (target.grid.position(pixels) - span.start) / (span.stop - span.start) - 1
-            cell = 2 * target.grid.size / target.grid.full / FEATURE_STRIDE
-            axes.append(Axis(frame, max(cell, self.settings.min_cell)))
+            axes.append(Axis(frame, self.cell))
             merges.append(Reads(where, reads.weight))
         answer = query(axes[0], axes[1])
         by_row = sum(merges[0].weight[k, :, None] * answer[:, :, merges[0].index[k]] for k in range(2))

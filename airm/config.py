@@ -43,8 +43,9 @@ def add_airm_config(cfg: CfgNode) -> None:
     # --- Inference
     # Coarse to fine: resolutions of the encoder's input, as shares of the image's
     airm.RATIOS = [0.125, 0.25, 0.5, 1.0]
-    # Ratios at which the image's longer side would be shorter than this are left out, except the last; 0: none is
-    airm.MIN_SIZE_TEST = 0
+    # Ratios at which the image's longer side would be shorter than this, the crops of training, are left out, except the
+    # last: on images of some 400 pixels they lose more than later ones win back. 0: none is left out
+    airm.MIN_SIZE_TEST = 224
     # Reflected border around the image, in pixels
     airm.PADDING = 32
     # Pixels for which the mapping is evaluated at once: bounds its memory
@@ -55,8 +56,6 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.TILE_HALO = 32
     # Above the first ratio only tiles are refined in which the mask lies between this and 1 minus this
     airm.UNDECIDED = 0.01
-    # The cell, one pixel in units of half a feature position, is not given as smaller than in training
-    airm.MIN_CELL = 0.5
     # Where |2 p - 1| of the refined probability p is below this, the coarse mask is kept; 0: nowhere
     airm.MIN_CONFIDENCE = 0.0
 

@@ -56,7 +56,7 @@ class AffinityEmpoweredEncoder(nn.Module):
             self.affinity = AttentionAffinity(backbone.attention_maps)
         elif affinity:
             self.affinity = FeatureAffinity(shapes[-1].channels)
-        self.out_channels = stage_channels * len(shapes)
+        self.out_channels, self.stride = stage_channels * len(shapes), shapes[0].stride
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

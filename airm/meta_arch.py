@@ -17,8 +17,6 @@ from .losses import mapping_losses
 from .query import Axis, pixel_centres, query_grid
 from .weights import adapt_checkpoint
 
-TRAINING_CELL = 0.5  # one pixel of an input whose features have stride 4
-
 
 @META_ARCH_REGISTRY.register()
 class AIRM(nn.Module):
@@ -54,6 +52,7 @@ class AIRM(nn.Module):
         """
         super().__init__()
         self.encoder, self.mapping = encoder, mapping
+        self.cell = 2 / encoder.stride
         self.loss_weights, self.affinity_radius = loss_weights, affinity_radius
         self.settings, self.query_chunk, self.min_confidence = settings, query_chunk, min_confidence
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -119,7 +118,7 @@ class AIRM(nn.Module):
             (N, H, W) soft masks in [0, 1], float32; an empty coarse mask stays empty.
         """
         masks = coarse_mask.to(self.device, torch.float32)
-        coarse_to_fine = CoarseToFine(self._normalise(image), self._encode, self.settings, progress)
+        coarse_to_fine = CoarseToFine(self._normalise(image), self._encode, self.settings, self.cell, progress)
         refined = torch.cat([coarse_to_fine.refine(mask[None]) for mask in masks]) if len(masks) else masks
         if self.min_confidence > 0:
             refined = torch.where((2 * refined - 1).abs() < self.min_confidence, masks, refined)
@@ -145,7 +144,7 @@ class AIRM(nn.Module):
         else:
             features, affinity, grid = self.encoder.forward_with_affinity(inputs)
             losses["affinity"] = affinity_loss(affinity, masks, grid, self.affinity_radius)
-        rows, cols = (Axis(pixel_centres(n, features), TRAINING_CELL) for n in masks.shape[2:])
+        rows, cols = (Axis(pixel_centres(n, features), self.cell) for n in masks.shape[2:])
         pixels = masks.shape[2] * masks.shape[3]
         logits = query_grid(features, self.mapping(features), rows, cols, pixels)
         losses |= mapping_losses(logits, masks)

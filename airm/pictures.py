@@ -13,8 +13,8 @@ ADDED, REMOVED = (40, 200, 80), (235, 50, 50)
 _WHITE, _PAPER = (255, 255, 255), (24, 26, 30)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 MAX_ENLARGEMENT = 16  # of pixels; of the whole image a quarter of it
-ZOOM_SHARE = 12  # the zoomed part is this share of the image, at least SMALLEST_ZOOM pixels
-SMALLEST_ZOOM = 48
+ZOOM_SHARE = 8  # the zoomed part is this share of the image, at least SMALLEST_ZOOM pixels
+SMALLEST_ZOOM = 64
 MARGIN, TITLE_BAR = 4, 24
 TITLES = ("Coarse", "Refined", "Added green, removed red")
 
@@ -43,12 +43,12 @@ def side_by_side(image: np.ndarray, coarse: np.ndarray, refined: np.ndarray, wid
     for title, *panels in zip(TITLES, *rows, strict=True):
         bar = np.full((TITLE_BAR, wide, 3), _PAPER, np.uint8)
         cv2.putText(bar, title, (MARGIN, TITLE_BAR - 6), _FONT, 0.5, _WHITE, 1, cv2.LINE_AA)
-        columns.append(np.vstack([bar, *(_frame(panel, 0, wide - panel.shape[1]) for panel in panels)]))
+        columns.append(np.vstack([bar, *(_frame(panel, 0, (wide - panel.shape[1]) // 2, wide) for panel in panels)]))
     return np.hstack(columns)
 
 
 def find_largest_change(changed: np.ndarray) -> tuple[slice, slice] | None:
-    """Return the window, of a twelfth of the longer side, with the most changed pixels; None if there are none.
+    """Return the window, an eighth of the longer side wide and high, with the most changed pixels; None if there are none.
 
     Args:
         changed: (H, W) boolean.
@@ -96,7 +96,7 @@ def _draw_panels(
         )
         for panel in panels:
             cv2.rectangle(panel, low, high, _WHITE, 1)
-    return [_frame(panel, MARGIN, MARGIN) for panel in panels]
+    return [_frame(panel, MARGIN, MARGIN, panel.shape[1] + 2 * MARGIN) for panel in panels]
 
 
 def _resize(mask: np.ndarray, size: tuple[int, int], share: float) -> np.ndarray:
@@ -106,5 +106,7 @@ def _resize(mask: np.ndarray, size: tuple[int, int], share: float) -> np.ndarray
     return (covered > share) | (covered >= 0.5)
 
 
-def _frame(panel: np.ndarray, margin: int, right: int) -> np.ndarray:
-    return cv2.copyMakeBorder(panel, margin, margin, margin, right, cv2.BORDER_CONSTANT, value=_PAPER)
+def _frame(panel: np.ndarray, above: int, left: int, width: int) -> np.ndarray:
+    """Put a panel on dark ground of that width, with as much below as above."""
+    right = width - left - panel.shape[1]
+    return cv2.copyMakeBorder(panel, above, above, left, right, cv2.BORDER_CONSTANT, value=_PAPER)

@@ -120,22 +120,25 @@ def plan_jobs(
         raise UserError(f"--output {output}: several masks go into a folder")
     jobs = []
     for name, image, mask in matches:
-        refined = _place(output, f"{name}.png", single)
-        if refined.suffix.lower() not in LOSSLESS:
-            raise UserError(f"--output {refined}: a mask is written as {', '.join(LOSSLESS)}, which keep its values")
-        places = []
-        for place, ending in ((change, "_change.png"), (picture, "_side_by_side.jpg")):
-            if isinstance(place, bool):
-                places.append(refined.with_name(refined.stem + ending) if place else None)
-            else:
-                places.append(_place(place, name + ending, single))
+        refined = _place("--output", output, f"{name}.png", single, LOSSLESS)
+        places: list[Path | None] = []
+        for option, place, ending, suffixes in (
+            ("--change", change, "_change.png", LOSSLESS),
+            ("--side-by-side", picture, "_side_by_side.jpg", EXTENSIONS),
+        ):
+            beside = refined.with_name(refined.stem + ending) if place is True else None
+            places.append(beside if isinstance(place, bool) else _place(option, place, name + ending, single, suffixes))
         jobs.append(Job(image, mask, refined, *places))
     _check_targets(jobs, overwrite)
     return jobs
 
 
-def _place(path: Path, name: str, single: bool) -> Path:
-    return path if single and not path.is_dir() else path / name
+def _place(option: str, path: Path, name: str, single: bool, suffixes: Sequence[str]) -> Path:
+    """Return the file to write: ``path``, which may be a folder, or ``name`` in it."""
+    path = path if single and not path.is_dir() else path / name
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {path}: it is written as one of {', '.join(suffixes)}")
+    return path
 
 
 def _check_targets(jobs: Sequence[Job], overwrite: bool) -> None:

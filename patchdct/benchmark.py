@@ -1,7 +1,8 @@
 """Measure time and peak memory of a model with random weights, or of its mask branch alone, in this process.
 
 Random weights propose and detect anything or nothing, so both are fixed from outside: the RPN proposes its anchors,
-unmoved, and boxes drawn once, the same for every model, take the place of the box head's results.
+unmoved, and boxes drawn once, the same for every model, take the place of the box head's results. They refine a mask to
+noise; so AIRM's answers are computed, and a drawn mask takes their place.
 """
 
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ PARTS = {
     "model": "image to pasted masks, everything included",
     "branch": "feature maps and boxes to masks in the box frame: RoI pooling and mask head",
     "head": "RoI features to masks in the box frame: the mask head as a plain network",
+    "refine": "image and coarse mask to refined mask, the only part of AIRM",
 }
 
 
@@ -43,7 +46,7 @@ class Settings:
     """``bf16`` is torch.autocast."""
     channels_last: bool = False
     compile: bool = False
-    """Whether torch.compile takes the mask head's layers."""
+    """Whether torch.compile takes the mask head's layers, or the encoder of AIRM."""
     threads: int = 0
     """CPU threads, 0 for torch's choice."""
     warmup: int = 2
@@ -83,7 +86,7 @@ def measure(config_file: str, part: str, num_instances: int, settings: Settings)
     Args:
         config_file: of the model.
         part: a key of PARTS.
-        num_instances: detections an image.
+        num_instances: detections an image; 1 for the part ``refine``, the coarse mask.
         settings: the rest.
 
     Returns:
@@ -91,7 +94,7 @@ def measure(config_file: str, part: str, num_instances: int, settings: Settings)
         peak_memory_mb and memory_before_mb, at the end and before the first run, in units of 10^6 bytes.
 
     Raises:
-        UserError: if the config does not fit, or CUDA is asked for where there is none.
+        UserError: if the config does not fit or has no such part, or CUDA is asked for where there is none.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -118,14 +121,24 @@ def measure(config_file: str, part: str, num_instances: int, settings: Settings)
     }
 
 
+def parts_of(cfg: CfgNode) -> list[str]:
+    """Return those of PARTS that a config's model has."""
+    is_airm = cfg.MODEL.META_ARCHITECTURE == "AIRM"
+    return [part for part in PARTS if (part == "refine") == is_airm]
+
+
 def prepare(config_file: str, part: str, num_instances: int, settings: Settings) -> Callable[[], Any]:
     """Build a model with random weights and its inputs; return the call of one part. Arguments: see :func:`measure`."""
     cfg = load_cfg(config_file, [*settings.opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", settings.device])
+    if part not in parts_of(cfg):
+        raise UserError(f"{config_file} has no part {part!r} to measure; it has {', '.join(parts_of(cfg))}")
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if settings.compile:
+    if settings.compile and part == "refine":
+        model.encoder.compile()
+    elif settings.compile:
         head = MaskNetwork(model).head
         name = "predict" if hasattr(head, "predict") else "layers"
         setattr(head, name, torch.compile(getattr(head, name)))
@@ -183,7 +196,16 @@ def _prepare_head(workload: Workload) -> Callable[[], Any]:
     return lambda: network(*inputs)
 
 
-_PREPARE = {"model": _prepare_model, "branch": _prepare_branch, "head": _prepare_head}
+def _prepare_refine(workload: Workload) -> Callable[[], Any]:
+    from airm.analysis import DrawnMaskPass, draw_mask  # airm is built on this package
+
+    size = workload.settings.size
+    images = torch.randint(256, (workload.settings.batch_size, 3, *size), dtype=torch.uint8)
+    mask = draw_mask(*size).to(workload.settings.device)
+    return lambda: [DrawnMaskPass.of(workload.model, image).refine(mask) for image in images]
+
+
+_PREPARE = {"model": _prepare_model, "branch": _prepare_branch, "head": _prepare_head, "refine": _prepare_refine}
 
 
 def _time(call: Callable[[], Any], device: str) -> float:

@@ -1,33 +1,41 @@
 #!/usr/bin/env python
-"""Count the multiply-adds of mask branches for one instance, and their parameters.
+"""Count the multiply-adds of mask branches for one instance, or of AIRM for one image, and parameters.
 
     python tools/analyze_model.py
+    python tools/analyze_model.py --airm
     python tools/analyze_model.py --config-file a.yaml --config-file b.yaml --json cost.json KEY VALUE
 
-One fused multiply-add counts as one, as fvcore has it. Two counts stand side by side. "Every class" is the paper's: the
-predictors run for all classes, and the inverse DCT, an FFT in the published code, is not seen by the counter. "Spent
-here" is what this implementation does: only the predicted class, and the inverse DCT as matrix products. RoI pooling
-and element-wise arithmetic are in neither.
+One fused multiply-add counts as one, as fvcore has it; element-wise arithmetic is not counted. Of mask branches two
+counts stand side by side. "Every class" is the paper's: the predictors run for all classes, and the inverse DCT, an FFT
+in the published code, is not seen by the counter. "Spent here" is what this implementation does: only the predicted
+class, and the inverse DCT as matrix products. RoI pooling is in neither.
+
+Of AIRM the whole pass from coarse to fine over one image of --size is counted, attention products included: as the
+paper does it, the whole image at once, and in tiles of --tile-size. Tiles are encoded, above the first ratio, where the
+edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter side.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from airm.analysis import num_parameters, pass_cost
 from patchdct.analysis import mask_branch_cost
 from patchdct.cli import run
 from patchdct.config import load_cfg
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "patchdct"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIGS = [
-    str(CONFIGS / f"{name}.yaml")
+    str(CONFIGS / f"patchdct/{name}.yaml")
     for name in (
         "mask_rcnn_R_50_FPN_1x_coco",
         "dct_mask_R_50_FPN_1x_coco",
@@ -36,22 +44,35 @@ DEFAULT_CONFIGS = [
         "patchdct_R_50_FPN_1x_3stage_coco",
     )
 ]
+AIRM_CONFIGS = [
+    str(CONFIGS / f"airm/{name}.yaml") for name in ("sirmf_R_50", "airm_R_50", "sirmf_mit_b1", "airm_mit_b1")
+]
 
 
-def analyze(config_file: str, opts: list[str]) -> dict[str, Any]:
+def analyze_mask_branch(config: str, cfg: CfgNode) -> dict[str, Any]:
     """Return a row of the table: the config, its head and classes, and the fields of MaskBranchCost."""
-    cfg = load_cfg(config_file, [*opts, "MODEL.DEVICE", "cpu"])
     cost = mask_branch_cost(build_model(cfg))
     head = cfg.MODEL.ROI_MASK_HEAD
     return {
-        "config": Path(config_file).stem,
+        "config": config,
         "head": head.NAME,
         "classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
         **cost._asdict(),
     }
 
 
-def make_table(rows: list[dict[str, Any]]) -> Table:
+def analyze_airm(config: str, cfg: CfgNode, size: tuple[int, int], tile_sizes: Iterable[int]) -> list[dict[str, Any]]:
+    """Return a row for each tile size: the config, its input, the fields of PassCost and their total, parameters."""
+    model = build_model(cfg)
+    rows = []
+    for tile_size in tile_sizes:
+        cost = pass_cost(model, size, tile_size)
+        about = {"config": config, "height": size[0], "width": size[1], "tile_size": tile_size}
+        rows.append({**about, **cost._asdict(), "total": cost.total, "model_parameters": num_parameters(model)})
+    return rows
+
+
+def mask_branch_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         title="Mask branch: multiply-adds for one instance, and parameters",
         caption="RoI pooling and element-wise arithmetic are not counted",
@@ -67,21 +88,60 @@ def make_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def airm_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(
+        title=f"AIRM: multiply-adds for one image of {rows[0]['width']} x {rows[0]['height']}, and parameters",
+        caption="Tiles: those encoded at each ratio, of all",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("Config", overflow="fold")
+    columns = ("Input", "Attention", "Encoder,\nrest", "Hyper-\nnetwork", "Query", "Total", "Tiles", "Parameters")
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        counts = [f"{row[key] / 1e9:,.1f} G" for key in ("attention", "encoder", "hypernetwork", "query", "total")]
+        tiles = " ".join(f"{encoded}/{total}" for encoded, total in row["tiles"])
+        how = f"tiles of {row['tile_size']}" if row["tile_size"] else "whole"
+        table.add_row(row["config"], how, *counts, tiles, f"{row['model_parameters'] / 1e6:.2f} M")
+    return table
+
+
 def main(args: argparse.Namespace) -> None:
-    rows = [analyze(config_file, args.opts) for config_file in args.config_file or DEFAULT_CONFIGS]
+    mask_branches, airm = [], []
+    config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else [])
+    for config_file in config_files or DEFAULT_CONFIGS:
+        cfg = load_cfg(config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+        config = Path(config_file).stem
+        if cfg.MODEL.META_ARCHITECTURE == "AIRM":
+            # Both are the same if no tiles are asked for
+            airm += analyze_airm(config, cfg, tuple(args.size), dict.fromkeys((0, args.tile_size)))
+        else:
+            mask_branches.append(analyze_mask_branch(config, cfg))
     # A pipe or file has no width of its own
-    Console(width=None if sys.stdout.isatty() else 120).print(make_table(rows))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for rows, make_table in ((mask_branches, mask_branch_table), (airm, airm_table)):
+        if rows:
+            console.print(make_table(rows))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        args.json.write_text(json.dumps(mask_branches + airm, indent=2) + "\n")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config-file", action="append", metavar="FILE", help="may be given several times; else the R50 models of COCO"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table's rows to this file")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    add = parser.add_argument
+    add("--config-file", action="append", metavar="FILE", help="may be given several times; else PatchDCT's R50 models")
+    add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
+    add("--size", nargs=2, type=_positive, default=[1706, 2560], metavar=("HEIGHT", "WIDTH"), help="AIRM's image")
+    add("--tile-size", type=int, default=512, metavar="N", help="AIRM's tiles; default 512, 0: only the whole image")
+    add("--json", type=Path, metavar="FILE", help="also write the tables' rows to this file")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser
 
 

@@ -3,19 +3,23 @@
 
     python tools/benchmark.py --json benchmark.json
     python tools/benchmark.py --device cuda --dtype bf16 --config-file a.yaml --config-file b.yaml --instances 100
+    python tools/benchmark.py --airm --size 1706 2560 --tile-sizes 0 512 --repeats 3 --warmup 1
 
-Three parts are measured:
+Of models that detect instances three parts are measured, of AIRM one:
 
     model   image to pasted masks, everything included
     branch  feature maps and boxes to masks in the box frame: RoI pooling and mask head
     head    RoI features to masks in the box frame: the mask head as a plain network
+    refine  image and coarse mask to refined mask: the whole image (tile size 0), or in tiles of --tile-sizes
 
 Weights are random, so proposals and detections are fixed from outside: the RPN proposes its anchors, unmoved; the box
-head runs, and its result is replaced by --instances boxes an image, drawn once for all models. Every row of the table
-is measured in a process of its own. Time is the median of --repeats runs after --warmup runs. Peak memory on CUDA is
-what torch allocated (max_memory_allocated); on the CPU it is the largest resident set of the process, with Python,
-the libraries and the weights in it. The JSON has the time of every run and, beside the peak, its value before the
-first run.
+head runs, and its result is replaced by --instances boxes an image, drawn once for all models. AIRM refines a disc; its
+answers are computed, but each ratio starts from the disc, so that only tiles on its edge are encoded at finer ratios.
+
+Every row of the table is measured in a process of its own. Time is the median of --repeats runs after --warmup runs.
+Peak memory on CUDA is what torch allocated (max_memory_allocated); on the CPU it is the largest resident set of the
+process, with Python, the libraries and the weights in it. The JSON has the time of every run and, beside the peak, its
+value before the first run.
 """
 
 import argparse
@@ -25,10 +29,10 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import detectron2
 import torch
@@ -38,24 +42,63 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from patchdct.benchmark import PARTS, Settings, measure
+from patchdct.benchmark import PARTS, Settings, measure, parts_of
 from patchdct.cli import run
+from patchdct.config import load_cfg
 from patchdct.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIGS = [
     str(ROOT / f"configs/patchdct/{name}_R_50_FPN_1x_coco.yaml") for name in ("mask_rcnn", "dct_mask", "patchdct")
 ]
+AIRM_CONFIGS = [
+    str(ROOT / f"configs/airm/{name}.yaml") for name in ("sirmf_R_50", "airm_R_50", "sirmf_mit_b1", "airm_mit_b1")
+]
 
 
-def measure_apart(config_file: str, part: str, num_instances: int, settings: Settings) -> dict[str, Any]:
+class Case(NamedTuple):
+    """What a row of the table measures."""
+
+    config_file: str
+    part: str
+    num_instances: int
+    tile_size: int | None = None
+    """Of AIRM only."""
+
+    def row(self) -> dict[str, Any]:
+        about = {"config": Path(self.config_file).stem, "part": self.part, "instances": self.num_instances}
+        return about if self.tile_size is None else about | {"tile_size": self.tile_size}
+
+
+def choose_cases(config_files: list[str], args: argparse.Namespace) -> list[Case]:
+    """Return the rows to measure, of every config those parts of --parts that its model has.
+
+    Raises:
+        UserError: if a config has none of them, or cannot be loaded.
+    """
+    parts_of_config = {name: parts_of(load_cfg(name, args.opts)) for name in config_files}
+    for name, parts in parts_of_config.items():
+        if not set(parts) & set(args.parts):
+            raise UserError(f"{name} has none of the --parts {' '.join(args.parts)}; it has {', '.join(parts)}")
+    cases = []
+    for part in args.parts:
+        chosen = [name for name in config_files if part in parts_of_config[name]]
+        if part == "refine":
+            cases += [Case(name, part, 1, tile_size) for tile_size in args.tile_sizes for name in chosen]
+        else:
+            cases += [Case(name, part, num_instances) for num_instances in args.instances for name in chosen]
+    return cases
+
+
+def measure_apart(case: Case, settings: Settings) -> dict[str, Any]:
     """Run :func:`patchdct.benchmark.measure` in a fresh process; where memory runs out, the row has an ``error``."""
+    if case.tile_size is not None:
+        settings = replace(settings, opts=(*settings.opts, "MODEL.AIRM.TILE_SIZE", str(case.tile_size)))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(measure, config_file, part, num_instances, settings).result()
+            return pool.submit(measure, *case[:3], settings).result() | case.row()
         except (BrokenProcessPool, torch.cuda.OutOfMemoryError) as e:
-            row = {"config": Path(config_file).stem, "part": part, "instances": num_instances}
-            return row | {"error": f"out of memory, probably: {e}"}
+            return case.row() | {"error": f"out of memory, probably: {e}"}
 
 
 def environment(settings: Settings) -> dict[str, Any]:
@@ -78,12 +121,14 @@ def make_table(rows: list[dict[str, Any]], title: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD)
     for name in ("Config", "Part"):
         table.add_column(name, overflow="fold")
-    for name in ("Instances", "Milliseconds", "Images/s", "Peak memory"):
+    tiles = any("tile_size" in row for row in rows)
+    for name in ("Instances", *(["Tile size"] if tiles else []), "Milliseconds", "Images/s", "Peak memory"):
         table.add_column(name, justify="right")
     for row in rows:
-        formats = {"milliseconds": "{:,.1f}", "images_per_second": "{:.2f}", "peak_memory_mb": "{:,.0f} MB"}
+        formats = {"milliseconds": "{:,.1f}", "images_per_second": "{:,.3f}", "peak_memory_mb": "{:,.0f} MB"}
         figures = ["failed"] if "error" in row else [form.format(row[key]) for key, form in formats.items()]
-        table.add_row(row["config"], row["part"], str(row["instances"]), *figures)
+        tile_size = [str(row.get("tile_size", ""))] if tiles else []
+        table.add_row(row["config"], row["part"], str(row["instances"]), *tile_size, *figures)
     return table
 
 
@@ -100,13 +145,9 @@ def main(args: argparse.Namespace) -> None:
         repeats=args.repeats,
         opts=tuple(args.opts),
     )
-    cases = [
-        (config_file, part, num_instances)
-        for part in args.parts
-        for num_instances in args.instances
-        for config_file in args.config_file or DEFAULT_CONFIGS
-    ]
-    rows = [measure_apart(*case, settings) for case in tqdm(cases, unit="row")]
+    config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else [])
+    cases = choose_cases(config_files or DEFAULT_CONFIGS, args)
+    rows = [measure_apart(case, settings) for case in tqdm(cases, unit="row")]
     about = environment(settings)
     if args.json:
         args.json.write_text(json.dumps({**asdict(settings), **about, "rows": rows}, indent=2) + "\n")
@@ -119,7 +160,7 @@ def main(args: argparse.Namespace) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(make_table(rows, title))
     failed = [row for row in rows if "error" in row]
     if failed:
-        errors = [f"{row['config']}, {row['part']}, {row['instances']} instances: {row['error']}" for row in failed]
+        errors = [", ".join(f"{key} {value}" for key, value in row.items()).replace(", error", ":") for row in failed]
         raise UserError("\n".join([f"{len(failed)} of {len(rows)} rows could not be measured:", *errors]))
 
 
@@ -150,8 +191,17 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config-file", action="append", metavar="FILE", help="may be given several times; else the R50-FPN 1x models")
+    add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
     add("--instances", nargs="+", type=_positive, default=[20, 100], metavar="N", help="an image; default 20 100")
+    add(
+        "--tile-sizes",
+        nargs="+",
+        type=int,
+        default=[0, 512],
+        metavar="N",
+        help="of AIRM, 0: whole image; default 0 512",
+    )
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--size", nargs=2, type=_positive, default=[800, 1333], metavar=("HEIGHT", "WIDTH"), help="default 800 1333")
     add("--batch-size", type=_positive, default=1, metavar="N", help="default 1")
@@ -160,7 +210,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; torch's choice by default")
     add("--dtype", choices=("float32", "bf16"), default="float32", help="bf16 is torch.autocast")
     add("--channels-last", action="store_true", help="memory format of weights and features")
-    add("--compile", action="store_true", help="torch.compile the mask head's layers")
+    add("--compile", action="store_true", help="torch.compile the mask head's layers, or AIRM's encoder")
     add("--json", type=Path, metavar="FILE", help="also write everything to this file")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser

@@ -43,7 +43,7 @@ def plain_refinement(model: AIRM, image: Tensor, mask: Tensor) -> Tensor:
         axes = []
         for axis, n in zip(grid, (height, width), strict=True):
             centres = (torch.arange(n) + 0.5) / n * axis.size + axis.before  # in pixels of the padded grid
-            axes.append(Axis(2 * centres / axis.padded - 1, max(axis.size / n / 2, 0.5)))
+            axes.append(Axis(2 * centres / axis.padded - 1, 0.5))
         mask = query_grid(features, model.mapping(features), *axes, 10**9).sigmoid()
     return mask[0]
 
@@ -51,7 +51,7 @@ def plain_refinement(model: AIRM, image: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(160, 224), (131, 307)])
 @torch.no_grad()
 def test_querying_what_is_read_equals_querying_all(size):
-    model = make_model(QUERY_CHUNK=1000)
+    model = make_model(QUERY_CHUNK=1000, MIN_SIZE_TEST=0)
     image, mask = make_input(*size)
     torch.testing.assert_close(model.refine(image, mask), plain_refinement(model, image, mask), rtol=0, atol=1e-5)
 
@@ -97,8 +97,8 @@ def smoother(calls: list[tuple[int, int]]):
 def test_tiles_put_each_answer_in_its_place():
     ramp = torch.linspace(0.2, 0.8, 400)[None, :, None] * torch.linspace(0.5, 1, 520)[None, None]
     image, whole_calls, tile_calls = torch.zeros(3, 400, 520), [], []
-    whole = CoarseToFine(image, smoother(whole_calls), Settings(ratios=(0.5, 1.0))).refine(ramp)
-    tiled = CoarseToFine(image, smoother(tile_calls), Settings(ratios=(0.5, 1.0), tile_size=128)).refine(ramp)
+    whole = CoarseToFine(image, smoother(whole_calls), Settings(ratios=(0.5, 1.0), min_size_test=0), 0.5).refine(ramp)
+    tiled = CoarseToFine(image, smoother(tile_calls), Settings(ratios=(0.5, 1.0), min_size_test=0, tile_size=128), 0.5).refine(ramp)
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(whole, ramp, rtol=0, atol=4e-3)  # bilinear resizing levels the edges off
     assert len(whole_calls) == 2 and set(tile_calls) == {(128, 128)} and len(tile_calls) > 20
@@ -108,8 +108,8 @@ def test_above_the_first_ratio_only_the_boundary_is_refined():
     calls: list[tuple[int, int]] = []
     mask = torch.zeros(1, 512, 512)
     mask[:, 100:, 256:] = 1
-    settings = Settings(ratios=(0.25, 1.0), tile_size=96, tile_halo=16)
-    refined = CoarseToFine(torch.zeros(3, 512, 512), smoother(calls), settings).refine(mask)
+    settings = Settings(ratios=(0.25, 1.0), min_size_test=0, tile_size=96, tile_halo=16)
+    refined = CoarseToFine(torch.zeros(3, 512, 512), smoother(calls), settings, 0.5).refine(mask)
     tiles = len(calls)
     # At the first ratio 4 windows cover 144 pixels; at the second 9 x 9 of 96 pixels cover 560, and of these the
     # boundary, an L through two thirds of them, crosses at most 3 columns and 3 rows
@@ -119,7 +119,7 @@ def test_above_the_first_ratio_only_the_boundary_is_refined():
 
 @torch.no_grad()
 def test_tiles_are_near_the_whole_image():
-    model = make_model(TILE_HALO=48)
+    model = make_model(TILE_HALO=48, MIN_SIZE_TEST=0)
     image, mask = make_input(300, 420)
     whole = model.refine(image, mask)
     model.settings = model.settings._replace(tile_size=192)
@@ -130,10 +130,10 @@ def test_tiles_are_near_the_whole_image():
 def test_ratios_below_the_smallest_size_are_left_out():
     calls: list[tuple[int, int]] = []
     mask = make_input(200, 300)[1]
-    CoarseToFine(torch.zeros(3, 200, 300), smoother(calls), Settings(min_size_test=150)).refine(mask)
+    CoarseToFine(torch.zeros(3, 200, 300), smoother(calls), Settings(min_size_test=150), 0.5).refine(mask)
     assert len(calls) == 2  # 0.5 and 1 of 300 pixels
     calls.clear()
-    CoarseToFine(torch.zeros(3, 200, 300), smoother(calls), Settings(min_size_test=1000)).refine(mask)
+    CoarseToFine(torch.zeros(3, 200, 300), smoother(calls), Settings(min_size_test=1000), 0.5).refine(mask)
     assert len(calls) == 1
 
 

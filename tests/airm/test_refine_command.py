@@ -91,8 +91,8 @@ def test_one_image(refine, pair, tmp_path, weights, capsys):
 
 
 def test_options_reach_the_refiner(refine, pair, tmp_path, weights):
-    (tmp_path / "config.yaml").write_text(tiny_airm_cfg().dump())
-    options = ["--config", "config.yaml", "--tile-size", 128, "--max-memory", 4, "--min-confidence", 1]
+    (tmp_path / "config.yaml").write_text(torch.load(weights)["config"])
+    options = ["--config", tmp_path / "config.yaml", "--tile-size", 128, "--max-memory", 4, "--min-confidence", 1]
     refine(*pair, "-o", "out.png", *options)
     # With this guard nothing changes
     np.testing.assert_array_equal(Image.open("out.png"), coarse().convert("L"))
@@ -168,8 +168,10 @@ def test_one_file_that_cannot_be_used(failure, pair, tmp_path):
     (tmp_path / "empty.png").touch()
     assert failure("photo.jpg", "empty.png", "-o", "out.png").startswith("error: cannot read mask empty.png")
     assert "no weights absent.pth" in failure(*pair, "-o", "out.png", weights="absent.pth")
-    assert "a mask is written as .png" in failure(*pair, "-o", "out.jpg")
-    assert "cannot write" in failure(*pair, "-o", "out.png", "--side-by-side", "panels.nonsense")
+    assert "--output out.jpg: it is written as one of .png" in failure(*pair, "-o", "out.jpg")
+    assert "--change c.jpg: " in failure(*pair, "-o", "out.png", "--change", "c.jpg")
+    assert "--side-by-side panels.mp4: " in failure(*pair, "-o", "out.png", "--side-by-side", "panels.mp4")
+    assert not (tmp_path / "out.png").exists()
     (tmp_path / "file").touch()
     assert "cannot write" in failure(*pair, "-o", "file/out.png")
 
@@ -200,7 +202,7 @@ def test_side_by_side_shows_what_changed():
         assert (shown == colour).all(axis=2).any()
     rows, cols = find_largest_change(before ^ after)
     assert rows.start <= 120 and rows.stop >= 130 and cols.start <= 300 and cols.stop >= 320
-    assert (rows.stop - rows.start, cols.stop - cols.start) == (50, 50)
+    assert (rows.stop - rows.start, cols.stop - cols.start) == (75, 75)
     assert find_largest_change(before & False) is None
     assert side_by_side(image, before, before, width=900).shape[0] < shown.shape[0] / 2
     assert (image == 90).all()

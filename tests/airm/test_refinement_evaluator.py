@@ -195,6 +195,7 @@ def many_pairs() -> list[tuple[dict, dict]]:
 
 def evaluate_share(rank: int, folder: str) -> None:
     """What one of two processes does; both have the image that a sampler would repeat."""
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     shares = [many_pairs()[:4], many_pairs()[3:]]
     results = evaluate(shares[rank], Path(folder) / "two")
@@ -203,9 +204,8 @@ def evaluate_share(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_the_result_of_one(tmp_path):
-    # Not spawned: gloo now and then aborts a process at the interpreter's exit, which forked ones leave out. Not forked
-    # from this one: OpenCV's threads may be running.
-    mp.start_processes(evaluate_share, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    # Forked processes import nothing anew, and skip the interpreter's exit, at which gloo now and then aborts
+    mp.start_processes(evaluate_share, (str(tmp_path),), nprocs=2, start_method="fork")
     expected = evaluate(many_pairs(), tmp_path / "one")
     assert json.loads((tmp_path / "rank0.json").read_text()) == expected
     assert json.loads((tmp_path / "rank1.json").read_text()) == {}

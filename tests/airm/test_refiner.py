@@ -271,11 +271,11 @@ def test_memory_limit_makes_tiles(weights, rgb, mask):
     assert refiner.model.settings.tile_size == 0
     np.testing.assert_array_equal(whole, Refiner(weights).refine(rgb, mask, soft=True))
     size, settings = (1706, 2560), Settings()
-    sides = [limit_memory(gib, size, 1, settings, 65536)[0].tile_size for gib in (0.3, 0.5, 1, 8)]
+    sides = [limit_memory(gib, size, 1, settings, 65536)[0].tile_size for gib in (0.5, 0.8, 1.2, 8)]
     assert 128 <= sides[0] < sides[1] < sides[2] and sides[3] == 0
     assert all(side % 16 == 0 for side in sides)
     assert limit_memory(8, size, 1, settings._replace(tile_size=512), 65536)[0].tile_size == 512
-    assert limit_memory(0.5, size, 9, settings, 65536)[0].tile_size < sides[1]
+    assert limit_memory(0.8, size, 5, settings, 65536)[0].tile_size < sides[1]
     error = message(limit_memory, 0.01, size, 1, settings, 65536)
     least = float(error.split("at least ")[1].split(" GiB")[0])
     assert limit_memory(least, size, 1, settings, 65536)[0].tile_size == 128

@@ -17,6 +17,7 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
 from patchdct.checkpoint import SafeCheckpointer, UnreadableCheckpoint
+from patchdct.checkpoint_files import check_tensors
 from patchdct.errors import UserError
 
 
@@ -221,6 +222,60 @@ def test_nothing_fits(tmp_path):
         UserError, match=r"no tensor of checkpoint \S*other\.pth fits .*encoder\.a, encoder\.b.*box_predictor"
     ):
         SafeCheckpointer(Model()).load(str(tmp_path / "other.pth"))
+
+
+class Adapting(Model):
+    """Knows checkpoints whose names are in upper case."""
+
+    def adapt_checkpoint(self, state):
+        if "EVIL" in state:
+            raise UserError("it is evil")
+        return {name.lower(): value for name, value in state.get("STATE", state).items()}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_can_adapt_checkpoints(tmp_path, wrapped):
+    trained, model = Model(), Adapting()
+    state = {name.upper(): value for name, value in trained.state_dict().items()}
+    torch.save({"STATE": state, "EPOCH": 3} if wrapped else state, tmp_path / "a.pth")
+    checkpointer = SafeCheckpointer(model)
+    checkpointer.load(str(tmp_path / "a.pth"))
+    assert same_state(model, trained)
+    assert len(checkpointer.load_report.matched) == 4
+    torch.save({"EVIL": torch.ones(1)}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match=rf"^checkpoint {tmp_path}/b\.pth does not fit: it is evil$"):
+        checkpointer.load(str(tmp_path / "b.pth"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("file", ["a.pth", "a.pkl"])
+def test_a_checkpoint_that_diverged(tmp_path, file, value):
+    path, model = tmp_path / file, Model()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["fc.weight"][2, 1] = value
+    if file == "a.pkl":
+        write_pickle(path, {"model": {n: t.numpy() for n, t in state.items()}, "__author__": "me"})
+    else:
+        torch.save({"model": state}, path)
+    with pytest.raises(UnreadableCheckpoint, match=rf"{path} is of no use: its 'fc\.weight' holds NaN or infinity"):
+        SafeCheckpointer(model).load(str(path))
+    assert model.fc.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.bfloat16])
+def test_large_values_are_not_taken_for_infinity(dtype):
+    large = torch.full((100,), torch.finfo(dtype).max, dtype=dtype)  # their sum overflows
+    check_tensors("a.pth", {"large": large, "count": torch.tensor(7), "flags": np.array([True]), "none": large[:0]})
+
+
+def test_resume_passes_over_a_checkpoint_that_diverged(tmp_path):
+    good, bad = Model(), Model()
+    bad.fc.bias.data[0] = torch.nan
+    save(good, tmp_path, "model_1", iteration=1)
+    save(bad, tmp_path, "model_2", iteration=2)
+    model = Model()
+    assert SafeCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)["iteration"] == 1
+    assert same_state(model, good)
 
 
 def test_class_count_mismatch_is_reported_and_skipped(tmp_path, caplog):

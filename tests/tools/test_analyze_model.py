@@ -1,4 +1,4 @@
-"""FLOPs and parameters of the mask branch: the paper's figures, and an independent count."""
+"""FLOPs and parameters of mask branches: the paper's figures, and an independent count; the tables of both kinds."""
 
 import json
 
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchdct.analysis import MaskNetwork, mask_branch_cost
 from patchdct.cli import run
-from tests.testing import load_tool, tiny_cfg
+from tests.testing import load_tool, tiny_airm_cfg, tiny_cfg
 
 # The mask branch is that of the config; the backbone is irrelevant to it
 SMALL_BACKBONE = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
@@ -29,7 +29,7 @@ def rows(tool, tmp_path_factory):
 
 
 def test_table_shows_the_figures_of_the_paper(tool, rows, capsys):
-    tool.Console(width=120).print(tool.make_table(list(rows.values())))
+    tool.Console(width=120).print(tool.mask_branch_table(list(rows.values())))
     text = capsys.readouterr().out
     assert "as in the paper" in text and "Spent here" in text
     for name, count in (("patchdct", "5.1 G"), ("patchdct_2stage", "9.6 G"), ("patchdct_3stage", "14.1 G")):
@@ -109,3 +109,43 @@ def test_model_without_mask_branch_is_an_error(tool, config_file, capsys):
         run(tool.main, tool.argument_parser().parse_args(["--config-file", path]))
     assert e.value.code == 1
     assert "MODEL.MASK_ON" in capsys.readouterr().err
+
+
+def test_airm_has_a_table_of_its_own(tool, config_file, tmp_path, capsys):
+    airm, path = tmp_path / "refiner.yaml", tmp_path / "cost.json"
+    airm.write_text(tiny_airm_cfg().dump())
+    files = ["--config-file", str(airm), "--config-file", config_file("patchdct")]
+    options = ["--size", "96", "160", "--tile-size", "64", "--json", str(path), "MODEL.AIRM.RATIOS", "[0.5, 1.0]"]
+    run(tool.main, tool.argument_parser().parse_args([*files, *options]))
+    mask_branch, whole, tiled = json.loads(path.read_text())
+    assert mask_branch["config"] == "patchdct" and mask_branch["head"] == "MaskRCNNPatchDCTHead"
+    assert [(row["config"], row["tile_size"]) for row in (whole, tiled)] == [("refiner", 0), ("refiner", 64)]
+    for row in (whole, tiled):
+        assert (row["height"], row["width"]) == (96, 160)
+        assert row["total"] == row["attention"] + row["encoder"] + row["hypernetwork"] + row["query"]
+    # 80 x 112 padded pixels at ratio 0.5, windows of 64 that share 64 of context: 2 x 4 of them
+    assert whole["tiles"] == [[1, 1], [1, 1]] and tiled["tiles"][0] == [8, 8]
+    text = capsys.readouterr().out
+    assert text.index("Mask branch") < text.index("one image of 160 x 96") < text.index("tiles of 64")
+    assert "1/1 1/1" in text and f"{whole['total'] / 1e9:.1f} G" in text
+
+
+def test_airm_option_stands_for_the_four_models_of_table_4(tool, tmp_path, capsys):
+    path = tmp_path / "cost.json"
+    args = ["--airm", "--size", "64", "64", "--tile-size", "0", "--json", str(path)]
+    run(tool.main, tool.argument_parser().parse_args(args))
+    rows = json.loads(path.read_text())
+    assert [row["config"] for row in rows] == ["sirmf_R_50", "airm_R_50", "sirmf_mit_b1", "airm_mit_b1"]
+    parameters = [row["model_parameters"] for row in rows]
+    # The same hypernetwork, whatever the encoder, and near the paper's 9.27 M and 13.21 M
+    assert parameters[1] - parameters[0] == parameters[3] - parameters[2] > 0
+    assert [round(n / 1e6) for n in parameters] == [9, 10, 13, 14]
+    assert [row["hypernetwork"] > 0 for row in rows] == [False, True, False, True]
+    assert [row["attention"] > 0 for row in rows] == [False, False, True, True]
+    assert "Mask branch" not in capsys.readouterr().out
+
+
+def test_size_of_nothing_is_an_error(tool, capsys):
+    with pytest.raises(SystemExit):
+        tool.argument_parser().parse_args(["--airm", "--size", "0", "64"])
+    assert "0 is not at least 1" in capsys.readouterr().err

@@ -9,11 +9,12 @@ import pytest
 import torch
 from detectron2.modeling.roi_heads import StandardROIHeads
 
+from airm.encoder import AffinityEmpoweredEncoder
 from patchdct import benchmark
 from patchdct.benchmark import MaskNetwork, Settings, draw_instances, measure, prepare
 from patchdct.cli import run
 from patchdct.errors import UserError
-from tests.testing import load_tool
+from tests.testing import load_tool, tiny_airm_cfg
 
 SETTINGS = Settings(size=(96, 128), batch_size=2, warmup=1, repeats=3)
 HEADS = ("mask_rcnn", "dct_mask", "patchdct")
@@ -22,6 +23,13 @@ HEADS = ("mask_rcnn", "dct_mask", "patchdct")
 @pytest.fixture(scope="module")
 def tool():
     return load_tool("benchmark")
+
+
+@pytest.fixture
+def airm_file(tmp_path):
+    path = tmp_path / "refiner.yaml"
+    path.write_text(tiny_airm_cfg().dump())
+    return str(path)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -150,3 +158,67 @@ def test_row_that_fails_leaves_the_others(tool, monkeypatch, tmp_path, capsys):
     rows = json.loads(path.read_text())["rows"]
     assert [(row["instances"], "error" in row) for row in rows] == [(20, False)] * 3 + [(100, True)] * 3
     assert "3 of 6 rows could not be measured" in capsys.readouterr().err
+
+
+def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
+    sizes = []
+    forward = AffinityEmpoweredEncoder.forward
+
+    def record(self, x):
+        sizes.append(tuple(x.shape[2:]))
+        return forward(self, x)
+
+    monkeypatch.setattr(AffinityEmpoweredEncoder, "forward", record)
+    options = ("MODEL.AIRM.RATIOS", "[0.5, 1.0]", "MODEL.AIRM.PADDING", "0", "MODEL.AIRM.TILE_HALO", "0")
+    settings = Settings(size=(256, 256), batch_size=2, opts=(*options, "MODEL.AIRM.TILE_SIZE", "64"))
+    masks = prepare(airm_file, "refine", 1, settings)()
+    assert [mask.shape for mask in masks] == [(1, 256, 256)] * 2
+    # A disc of radius 90: all four tiles at ratio 0.5; at ratio 1 none of the corners' is wholly outside, 4 are inside
+    assert sizes == [(64, 64)] * 2 * (4 + 12)
+
+
+def test_airm_is_measured_whole_and_in_tiles(tool, airm_file, tmp_path, capsys):
+    path = tmp_path / "out.json"
+    options = ["--size", "96", "160", "--tile-sizes", "0", "64", "--repeats", "1", "--warmup", "0", "--device", "cpu"]
+    args = ["--config-file", airm_file, *options, "--threads", "1", "--json", str(path)]
+    run(tool.main, tool.argument_parser().parse_args(args))
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["config"], row["part"], row["instances"]) for row in rows] == [("refiner", "refine", 1)] * 2
+    assert [row["tile_size"] for row in rows] == [0, 64]
+    assert all(row["milliseconds"] > 0 and row["peak_memory_mb"] > 100 for row in rows)
+    assert "Tile size" in capsys.readouterr().out
+
+
+def test_compile_and_dtype_reach_the_encoder_of_airm(airm_file, monkeypatch):
+    compiled, dtypes = [], []
+    monkeypatch.setattr(AffinityEmpoweredEncoder, "compile", lambda self: compiled.append(True))
+    fuse = AffinityEmpoweredEncoder._fuse
+
+    def record(self, stages):
+        features = fuse(self, stages)
+        dtypes.append(features.dtype)
+        return features
+
+    monkeypatch.setattr(AffinityEmpoweredEncoder, "_fuse", record)
+    settings = Settings(size=(64, 64), dtype="bf16", compile=True, warmup=0, repeats=1)
+    measure(airm_file, "refine", 1, settings)
+    assert compiled == [True] and set(dtypes) == {torch.bfloat16}
+
+
+def test_each_config_has_the_parts_of_its_kind(tool, config_file, airm_file):
+    parse = tool.argument_parser().parse_args
+    files = [config_file(), airm_file]
+    cases = tool.choose_cases(files, parse(["--parts", "head", "refine", "--instances", "5", "--tile-sizes", "0"]))
+    assert cases == [(files[0], "head", 5, None), (files[1], "refine", 1, 0)]
+    with pytest.raises(UserError, match=r"refiner.yaml has none of the --parts head; it has refine"):
+        tool.choose_cases(files, parse(["--parts", "head"]))
+    with pytest.raises(UserError, match="no part 'head' to measure; it has refine"):
+        measure(airm_file, "head", 1, SETTINGS)
+    four = tool.choose_cases(tool.AIRM_CONFIGS, parse(["--airm"]))
+    assert [(Path(case.config_file).stem, case.tile_size) for case in four[:4]] == [
+        ("sirmf_R_50", 0),
+        ("airm_R_50", 0),
+        ("sirmf_mit_b1", 0),
+        ("airm_mit_b1", 0),
+    ]
+    assert [case.tile_size for case in four[4:]] == [512] * 4
