@@ -16,10 +16,10 @@ endef
 export TELL_OF_ANOTHER
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types doctor clean
+.PHONY: help install demo demo-airm test lint types doctor clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(STAMP) ## install everything into .venv, Detectron2 included unless there is one
 
@@ -32,6 +32,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt tools/install_detectron2.py to
 
 demo: install ## train a small PatchDCT model on synthetic shapes (CPU) and draw its masks
 	$(RUN) tools/train_shapes_demo.py
+
+demo-airm: install ## train a small AIRM on synthetic data (CPU) and refine a large mask
+	$(RUN) tools/train_refinement_demo.py
 
 # Each worker computes on one thread: quicker than sharing the cores, and sums come out in the same order everywhere.
 test: install ## run the tests; PYTEST_ARGS="-k name" selects some

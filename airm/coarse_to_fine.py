@@ -1,8 +1,9 @@
 """Multi-resolution inference (Sec. 4.3): refine at a low resolution first, and take that as the next coarse mask.
 
-At each ratio the encoder sees image and mask at that share of their resolution, and the mapping is queried at the pixels
-of the full one; resized, its output is the mask of the next ratio. Of these pixels only those are queried which the
-resizing reads. Large inputs can be encoded in tiles, and then, above the first ratio, only where the mask is undecided.
+At each ratio the encoder sees image and mask at that share of their resolution, and the mapping is queried at the
+pixels of the full one; resized, its output is the mask of the next ratio. Of these pixels only those are queried which
+the resizing reads. Large inputs can be encoded in tiles, and then, above the first ratio, only where the mask is
+undecided.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ from .query import Axis
 from .tiling import GridAxis, Reads, Span, grid_axis, resize_reads, split_axis
 
 Encode = Callable[[Tensor, Tensor], Callable[[Axis, Axis], Tensor]]
-"""(1, 3, h, w) image and (1, 1, h, w) mask to a function that answers a grid of queries by (1, 1, R, C) probabilities."""
+"""(1, 3, h, w) image and (1, 1, h, w) mask to a function from a grid of queries to (1, 1, R, C) probabilities."""
+
 
 class Settings(NamedTuple):
     """The keys of MODEL.AIRM with these names."""
@@ -74,11 +76,11 @@ class CoarseToFine:
         # What no tile answers keeps the coarser mask
         result = F.interpolate(mask, tuple(sizes), mode="bilinear", align_corners=False)
         for rows, cols in tqdm(tiles, desc=f"ratio {level + 1} of {len(self.grids)}", disable=not self.progress):
-            window = slice(rows.start, rows.stop), slice(cols.start, cols.stop)
-            answered = [target.within(span) for target, span in zip(targets, (rows, cols), strict=True)]
-            if all(s.stop > s.start for s in answered) and (everywhere or self._is_undecided(padded[..., *window])):
-                query = self.encode(image[..., *window], padded[..., *window])
-                result[..., *answered] = self._query(query, targets, answered, (rows, cols))
+            window = ..., slice(rows.start, rows.stop), slice(cols.start, cols.stop)
+            answered = targets[0].within(rows), targets[1].within(cols)
+            if all(s.stop > s.start for s in answered) and (everywhere or self._is_undecided(padded[window])):
+                query = self.encode(image[window], padded[window])
+                result[..., answered[0], answered[1]] = self._query(query, targets, answered, (rows, cols))
         return result
 
     def _is_undecided(self, mask: Tensor) -> bool:
@@ -96,13 +98,16 @@ class CoarseToFine:
         axes, merges = [], []
         for target, chosen, span in zip(targets, answered, tile, strict=True):
             reads = target.reads.select(chosen)
-            pixels, where = reads.index.unique(return_inverse=True)
+            pixels, where = reads.indices.unique(return_inverse=True)
             frame = 2 * (target.grid.position(pixels) - span.start) / (span.stop - span.start) - 1
             axes.append(Axis(frame, self.cell))
-            merges.append(Reads(where, reads.weight))
+            merges.append(Reads(where, reads.weights))
         answer = query(axes[0], axes[1])
-        by_row = sum(merges[0].weight[k, :, None] * answer[:, :, merges[0].index[k]] for k in range(2))
-        return sum(merges[1].weight[k] * by_row[..., merges[1].index[k]] for k in range(2))
+        for dim, merge in zip((2, 3), merges, strict=True):
+            first, second = (answer.index_select(dim, indices) for indices in merge.indices)
+            share = merge.weights[1][:, None] if dim == 2 else merge.weights[1]
+            answer = torch.lerp(first, second, share)
+        return answer
 
 
 class _Targets(NamedTuple):

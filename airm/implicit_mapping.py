@@ -9,6 +9,7 @@ units of the feature map: it spans [-1, 1], and p - q and the cell are scaled so
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, get_norm
@@ -34,14 +35,16 @@ class SIRMF(nn.Module):
 
     def __init__(self, in_channels: int, hidden_features: Sequence[int]):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(i, o) for o, i in layer_shapes(in_channels, hidden_features))
-        for layer in self.layers:
+        layers = [nn.Linear(i, o) for o, i in layer_shapes(in_channels, hidden_features)]
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, features: Tensor) -> MappingParameters:
         """Return the weights and biases, the same for whatever (B, D, h, w) features."""
-        return [(layer.weight[None], layer.bias[None]) for layer in self.layers]
+        layers: Any = self.layers
+        return [(layer.weight[None], layer.bias[None]) for layer in layers]
 
 
 class AIRMF(nn.Module):

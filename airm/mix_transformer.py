@@ -131,7 +131,8 @@ class MixTransformer(Backbone):
             drop_path: probability of skipping a residual branch of the last block; earlier ones have less.
         """
         super().__init__()
-        skip = torch.linspace(0, drop_path, sum(depths)).tolist()
+        total = sum(depths)
+        skip = [drop_path * i / max(total - 1, 1) for i in range(total)]
         stride, self._shapes = 1, dict[str, ShapeSpec]()
         self.attention_maps = depths[-1] * num_heads[-1]
         for i, (dim, depth, heads) in enumerate(zip(embed_dims, depths, num_heads, strict=True)):

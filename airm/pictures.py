@@ -48,10 +48,10 @@ def side_by_side(image: np.ndarray, coarse: np.ndarray, refined: np.ndarray, wid
 
 
 def find_largest_change(changed: np.ndarray) -> tuple[slice, slice] | None:
-    """Return the window, an eighth of the longer side wide and high, with the most changed pixels; None if there are none.
+    """Return the rows and columns of the window with the most changed pixels, or None if nothing changed.
 
     Args:
-        changed: (H, W) boolean.
+        changed: (H, W) boolean; the window is as wide and high as an eighth of the longer side.
     """
     if not changed.any():
         return None

@@ -30,11 +30,11 @@ class Axis(NamedTuple):
 class Neighbours(NamedTuple):
     """For each query along an axis, the feature position before it and the one after it."""
 
-    index: Tensor
+    indices: Tensor
     """(2, Q) int64; both are the outermost position where there is none beyond."""
-    offset: Tensor
+    offsets: Tensor
     """(2, Q), p - q; one feature position is 2."""
-    weight: Tensor
+    weights: Tensor
     """(2, Q), adding up to 1: the share of the distance to the *other* neighbour."""
 
 
@@ -47,13 +47,13 @@ def neighbours(positions: Tensor, n: int) -> Neighbours:
     """Find the two nearest of n feature positions for each of (Q,) query positions along one axis."""
     scaled = (positions + 1) * n / 2 - 0.5
     before = scaled.floor()
-    index = torch.stack([before, before + 1]).clamp(0, n - 1)
-    offset = 2 * (index - scaled)
-    distance = offset.abs()
+    indices = torch.stack([before, before + 1]).clamp(0, n - 1)
+    offsets = 2 * (indices - scaled)
+    distance = offsets.abs()
     total = distance.sum(0)
     opposite = distance.flip(0) / total.clamp(min=1e-6)
     # On the outermost position itself both neighbours are that one, at no distance
-    return Neighbours(index.long(), offset, torch.where(total > 1e-6, opposite, 0.5))
+    return Neighbours(indices.long(), offsets, torch.where(total > 1e-6, opposite, 0.5))
 
 
 def query_grid(features: Tensor, parameters: MappingParameters, rows: Axis, cols: Axis, chunk: int) -> Tensor:
@@ -74,18 +74,18 @@ def query_grid(features: Tensor, parameters: MappingParameters, rows: Axis, cols
     # Columns of the first layer: p - q, q and the cell, each as y, x. Products, not matrices: autocast leaves them be
     coordinates = weight[:, :, channels:].float().unflatten(2, (COORDINATES // 2, 2))
     y, x = neighbours(rows.positions, h), neighbours(cols.positions, w)
-    row_terms = [_coordinate_term(coordinates[..., 0], offset, rows)[..., None] for offset in y.offset]
-    col_terms = [_coordinate_term(coordinates[..., 1], offset, cols)[:, :, None] for offset in x.offset]
+    row_terms = [_coordinate_term(coordinates[..., 0], offset, rows)[..., None] for offset in y.offsets]
+    col_terms = [_coordinate_term(coordinates[..., 1], offset, cols)[:, :, None] for offset in x.offsets]
     step = max(1, chunk // len(cols.positions))
     parts = []
     for start in range(0, len(rows.positions), step):
         part = slice(start, start + step)
         answer = projected.new_zeros(())
         for i in range(2):
-            of_rows = projected.index_select(2, y.index[i, part]) + row_terms[i][:, :, part]
+            of_rows = projected.index_select(2, y.indices[i, part]) + row_terms[i][:, :, part]
             for j in range(2):
-                hidden = of_rows.index_select(3, x.index[j]) + col_terms[j]
-                area = y.weight[i, part, None] * x.weight[j]
+                hidden = of_rows.index_select(3, x.indices[j]) + col_terms[j]
+                area = y.weights[i, part, None] * x.weights[j]
                 answer = answer + area * _mlp(hidden, hidden_layers)
         parts.append(answer)
     return torch.cat(parts, dim=2)

@@ -74,13 +74,13 @@ def split_axis(n: int, tile_size: int, halo: int) -> list[Span]:
 class Reads(NamedTuple):
     """Bilinear resizing along one axis: each output is a sum of two inputs."""
 
-    index: Tensor
+    indices: Tensor
     """(2, n) int64, the inputs."""
-    weight: Tensor
+    weights: Tensor
     """(2, n), adding up to 1."""
 
     def select(self, chosen: slice) -> "Reads":
-        return Reads(self.index[:, chosen], self.weight[:, chosen])
+        return Reads(self.indices[:, chosen], self.weights[:, chosen])
 
 
 def resize_reads(n_in: int, n_out: int, device: torch.device) -> Reads:
@@ -89,5 +89,5 @@ def resize_reads(n_in: int, n_out: int, device: torch.device) -> Reads:
     position = position.clamp(0, n_in - 1)
     before = position.floor()
     after = (position - before).float()
-    index = torch.stack([before, (before + 1).clamp(max=n_in - 1)]).long()
-    return Reads(index, torch.stack([1 - after, after]))
+    indices = torch.stack([before, (before + 1).clamp(max=n_in - 1)]).long()
+    return Reads(indices, torch.stack([1 - after, after]))

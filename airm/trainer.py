@@ -31,4 +31,4 @@ class RefinementTrainer(Trainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return RefinementEvaluator(dataset_name, str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name))
+        return RefinementEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name))

@@ -90,6 +90,11 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.path_manager: Any = _AtomicWrites(PathManager)
+        self.config = ""  # YAML that tells which model the weights are of
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write a checkpoint as fvcore's ``Checkpointer.save`` does, with ``config`` in it where that is set."""
+        super().save(name, **({"config": self.config} if self.config else {}), **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint as fvcore's ``Checkpointer.load`` does.

@@ -27,6 +27,8 @@ def launch(main: Callable[[Any], object], args: Any) -> object:
         try:
             return run(main, args)
         finally:
+            # Detectron2 holds on to a group of its own, whose threads would outlive the main one and abort at exit
+            comm._get_global_gloo_group.cache_clear()
             dist.destroy_process_group()
     if args.num_gpus > max(torch.cuda.device_count(), 1):
         raise UserError(

@@ -37,6 +37,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         # The first place after DefaultTrainer has made its own checkpointer and before a hook holds on to it
         self.checkpointer = SafeCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.config = self.cfg.dump()
         return super().build_hooks()
 
     @classmethod

@@ -27,7 +27,9 @@ def test_gradient_is_sobel_of_the_mean():
     masks = np.random.default_rng(0).random((11, 17)).astype(np.float32)
     smooth = ndimage.uniform_filter(masks, 3, mode="nearest")
     expected = np.hypot(*(ndimage.sobel(smooth, axis, mode="nearest") for axis in (0, 1)))
-    torch.testing.assert_close(gradient_magnitude(torch.from_numpy(masks)[None, None])[0, 0], torch.from_numpy(expected))
+    torch.testing.assert_close(
+        gradient_magnitude(torch.from_numpy(masks)[None, None])[0, 0], torch.from_numpy(expected)
+    )
 
 
 def test_gradient_is_finite_on_a_flat_mask():
@@ -37,4 +39,7 @@ def test_gradient_is_finite_on_a_flat_mask():
 
 
 def test_half_precision_logits_are_summed_in_float32():
-    assert all(loss.dtype == torch.float32 for loss in mapping_losses(torch.zeros(1, 1, 4, 4).bfloat16(), torch.ones(1, 1, 4, 4)).values())
+    assert all(
+        loss.dtype == torch.float32
+        for loss in mapping_losses(torch.zeros(1, 1, 4, 4).bfloat16(), torch.ones(1, 1, 4, 4)).values()
+    )

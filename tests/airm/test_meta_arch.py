@@ -97,7 +97,7 @@ def test_inference_gives_a_soft_mask_of_each_image():
     samples = [*make_batch(1, 48), *make_batch(1, 80)]
     refined = [output["refined_mask"] for output in model(samples)]
     assert [tuple(mask.shape) for mask in refined] == [(1, 48, 48), (1, 80, 80)]
-    assert all(0 <= mask.min() and mask.max() <= 1 and not mask.requires_grad for mask in refined)
+    assert all(mask.min() >= 0 and mask.max() <= 1 and not mask.requires_grad for mask in refined)
 
 
 def test_main_model_has_the_papers_size():

@@ -73,15 +73,15 @@ def test_answer_at_a_feature_position_is_that_positions():
 def test_outermost_position_itself_has_two_like_neighbours():
     # Both neighbours of q are the only position, at no distance: the weights are no 0/0
     near = neighbours(torch.tensor([0.0]), 1)
-    assert near.index.tolist() == [[0], [0]] and near.weight.sum() == 1 and near.offset.tolist()[0] == [0]
+    assert near.indices.tolist() == [[0], [0]] and near.weights.sum() == 1 and near.offsets.tolist()[0] == [0]
 
 
 def test_neighbours_by_hand():
     # Four positions at -0.75, -0.25, 0.25, 0.75; q = -0.125 is a quarter of the way from the second to the third
     near = neighbours(torch.tensor([-0.125, -1.0]), 4)
-    assert near.index.tolist() == [[1, 0], [2, 0]]
-    torch.testing.assert_close(near.offset, torch.tensor([[-0.5, 1.0], [1.5, 1.0]]))
-    torch.testing.assert_close(near.weight, torch.tensor([[0.75, 0.5], [0.25, 0.5]]))
+    assert near.indices.tolist() == [[1, 0], [2, 0]]
+    torch.testing.assert_close(near.offsets, torch.tensor([[-0.5, 1.0], [1.5, 1.0]]))
+    torch.testing.assert_close(near.weights, torch.tensor([[0.75, 0.5], [0.25, 0.5]]))
 
 
 def test_gradients_reach_features_and_parameters():

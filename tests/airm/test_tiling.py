@@ -12,7 +12,7 @@ from airm.tiling import ALIGNMENT, grid_axis, resize_reads, split_axis
 def test_reads_are_those_of_interpolate(n_in, n_out):
     x = torch.rand(n_in)
     reads = resize_reads(n_in, n_out, x.device)
-    ours = (x[reads.index] * reads.weight).sum(0)
+    ours = (x[reads.indices] * reads.weights).sum(0)
     theirs = F.interpolate(x[None, None, None], (1, n_out), mode="bilinear", align_corners=False)[0, 0, 0]
     torch.testing.assert_close(ours, theirs)
 
@@ -33,7 +33,9 @@ def test_grids_are_aligned_and_reflect_the_image(n, ratio):
     assert middle.item() == pytest.approx(axis.before + axis.size / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize(("n", "tile", "halo"), [(512, 512, 32), (528, 512, 32), (2624, 512, 32), (96, 64, 16), (4064, 384, 48)])
+@pytest.mark.parametrize(
+    ("n", "tile", "halo"), [(512, 512, 32), (528, 512, 32), (2624, 512, 32), (96, 64, 16), (4064, 384, 48)]
+)
 def test_windows_cover_the_grid_with_their_halo(n, tile, halo):
     spans = split_axis(n, tile, halo)
     covered = np.concatenate([np.arange(s.low, s.high) for s in spans])

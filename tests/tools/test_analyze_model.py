@@ -115,16 +115,17 @@ def test_airm_has_a_table_of_its_own(tool, config_file, tmp_path, capsys):
     airm, path = tmp_path / "refiner.yaml", tmp_path / "cost.json"
     airm.write_text(tiny_airm_cfg().dump())
     files = ["--config-file", str(airm), "--config-file", config_file("patchdct")]
-    options = ["--size", "96", "160", "--tile-size", "64", "--json", str(path), "MODEL.AIRM.RATIOS", "[0.5, 1.0]"]
-    run(tool.main, tool.argument_parser().parse_args([*files, *options]))
+    options = ["--size", "96", "160", "--tile-size", "64", "--json", str(path)]
+    keys = ["MODEL.AIRM.RATIOS", "[0.5, 1.0]", "MODEL.AIRM.MIN_SIZE_TEST", "0", "MODEL.AIRM.TILE_HALO", "0"]
+    run(tool.main, tool.argument_parser().parse_args([*files, *options, *keys]))
     mask_branch, whole, tiled = json.loads(path.read_text())
     assert mask_branch["config"] == "patchdct" and mask_branch["head"] == "MaskRCNNPatchDCTHead"
     assert [(row["config"], row["tile_size"]) for row in (whole, tiled)] == [("refiner", 0), ("refiner", 64)]
     for row in (whole, tiled):
         assert (row["height"], row["width"]) == (96, 160)
         assert row["total"] == row["attention"] + row["encoder"] + row["hypernetwork"] + row["query"]
-    # 80 x 112 padded pixels at ratio 0.5, windows of 64 that share 64 of context: 2 x 4 of them
-    assert whole["tiles"] == [[1, 1], [1, 1]] and tiled["tiles"][0] == [8, 8]
+    # 80 x 112 padded pixels at ratio 0.5, covered by 2 x 2 windows of 64
+    assert whole["tiles"] == [[1, 1], [1, 1]] and tiled["tiles"][0] == [4, 4]
     text = capsys.readouterr().out
     assert text.index("Mask branch") < text.index("one image of 160 x 96") < text.index("tiles of 64")
     assert "1/1 1/1" in text and f"{whole['total'] / 1e9:.1f} G" in text

@@ -169,8 +169,9 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(AffinityEmpoweredEncoder, "forward", record)
-    options = ("MODEL.AIRM.RATIOS", "[0.5, 1.0]", "MODEL.AIRM.PADDING", "0", "MODEL.AIRM.TILE_HALO", "0")
-    settings = Settings(size=(256, 256), batch_size=2, opts=(*options, "MODEL.AIRM.TILE_SIZE", "64"))
+    keys = {"RATIOS": "[0.5, 1.0]", "MIN_SIZE_TEST": "0", "PADDING": "0", "TILE_HALO": "0", "TILE_SIZE": "64"}
+    opts = tuple(x for key, value in keys.items() for x in (f"MODEL.AIRM.{key}", value))
+    settings = Settings(size=(256, 256), batch_size=2, opts=opts)
     masks = prepare(airm_file, "refine", 1, settings)()
     assert [mask.shape for mask in masks] == [(1, 256, 256)] * 2
     # A disc of radius 90: all four tiles at ratio 0.5; at ratio 1 none of the corners' is wholly outside, 4 are inside
