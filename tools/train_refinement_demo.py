@@ -58,7 +58,7 @@ def main() -> None:
     coarse = coarse_mask(truth, np.random.default_rng(SEED))
     refining = time.time()
     refined = Refiner(weights, tile_size=TILE_SIZE).refine(image, coarse, progress=True)
-    seconds = time.time() - refining
+    refining = time.time() - refining
     pictures = args.output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for name, picture in (
@@ -69,9 +69,11 @@ def main() -> None:
         ("side_by_side.jpg", side_by_side(image, coarse, refined)),
     ):
         cv2.imwrite(str(pictures / name), picture[:, :, ::-1] if picture.ndim == 3 else picture)
+    minutes = (time.time() - start) / 60
+    refine = f"{pictures}/image.jpg {pictures}/coarse.png -o output/refined.png --weights {weights} --side-by-side"
     print(
         f"""
-Trained, evaluated and refined in {(time.time() - start) / 60:.1f} minutes. {width} x {height} pixels in {seconds:.0f} s:
+Trained, evaluated and refined in {minutes:.1f} minutes, of which {width} x {height} pixels took {refining:.0f} s:
 
   before      {describe(coarse, truth)}
   after       {describe(refined, truth)}
@@ -81,7 +83,7 @@ Trained, evaluated and refined in {(time.time() - start) / 60:.1f} minutes. {wid
   checkpoint  {weights}
 
 To try next:
-  {sys.executable} -m airm.refine {pictures}/image.jpg {pictures}/coarse.png -o output/refined.png --weights {weights} --side-by-side
+  {sys.executable} -m airm.refine {refine}
   {sys.executable} tools/train_net.py --config-file configs/airm/small/airm_ecssd.yaml
   {sys.executable} tools/analyze_model.py --config-file configs/airm/airm_mit_b1.yaml"""
     )
