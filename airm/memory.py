@@ -6,19 +6,19 @@ from .coarse_to_fine import Settings
 from .tiling import ALIGNMENT, grid_axis
 
 SMALLEST_TILE = 128
-SMALLEST_CHUNK, QUERY_SHARE = 4096, 8
 """Tiles below this are mostly halo: the work grows, and what the network sees of the object shrinks."""
+SMALLEST_CHUNK, QUERY_SHARE = 4096, 8  # with limited memory a chunk is at most an eighth of what is encoded
 
-# Bytes at the peak, measured: MODEL
-FIXED = 32 * 2**20
-PER_IMAGE_PIXEL = 64
-PER_MASK_PIXEL = 16
-PER_ENCODED_PIXEL = 480
-PER_QUERY = 640
+# Bytes at the peak, above what resident memory showed on the CPU with MiT-b1 and ResNet-50: 42 per pixel of the image
+# with one mask, 7 more per mask, 390 to 490 per encoded pixel, 1,400 per query
+PER_IMAGE_PIXEL, PER_MASK_PIXEL = 40, 16
+PER_ENCODED_PIXEL, PER_FEATURE_PIXEL = 500, 100  # while encoding, and while querying
+PER_QUERY = 1536
+FIXED = 16 * 2**20
 
 
 def estimate_peak(size: tuple[int, int], masks: int, encoded: int, query_chunk: int) -> int:
-    """Return the bytes that refining takes at its peak, beyond the model itself.
+    """Return the bytes that refining takes at its peak, beyond the model itself; an estimate from above.
 
     Args:
         size: (H, W) of the image.
@@ -26,9 +26,8 @@ def estimate_peak(size: tuple[int, int], masks: int, encoded: int, query_chunk: 
         encoded: pixels that are encoded at once, those of a tile or of the whole image with its border.
         query_chunk: pixels for which the mapping is evaluated at once.
     """
-    pixels = size[0] * size[1]
-    image = pixels * (PER_IMAGE_PIXEL + PER_MASK_PIXEL * masks)
-    return FIXED + image + PER_ENCODED_PIXEL * encoded + PER_QUERY * query_chunk
+    image = size[0] * size[1] * (PER_IMAGE_PIXEL + PER_MASK_PIXEL * masks)
+    return FIXED + image + max(PER_ENCODED_PIXEL * encoded, PER_FEATURE_PIXEL * encoded + PER_QUERY * query_chunk)
 
 
 def limit_memory(

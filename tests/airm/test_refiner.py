@@ -285,7 +285,7 @@ def test_memory_limit_makes_tiles(weights, rgb, mask):
 
 def test_tiles_are_encoded_within_the_limit(weights, monkeypatch):
     """What the encoder is given is no larger than the tile that the limit allows."""
-    refiner = Refiner(weights, max_memory=0.15)
+    refiner = Refiner(weights, max_memory=0.06)
     areas = []
     encoder = refiner.model.encoder
     monkeypatch.setattr(encoder, "forward", lambda x, f=encoder.forward: areas.append(x.shape[2:].numel()) or f(x))

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -174,14 +175,15 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
     settings = Settings(size=(256, 256), batch_size=2, opts=opts)
     masks = prepare(airm_file, "refine", 1, settings)()
     assert [mask.shape for mask in masks] == [(1, 256, 256)] * 2
-    # A disc of radius 90: all four tiles at ratio 0.5; at ratio 1 none of the corners' is wholly outside, 4 are inside
-    assert sizes == [(64, 64)] * 2 * (4 + 12)
+    # A disc of radius 90: all 4 tiles at ratio 0.5; at ratio 1, of 16, neither the 4 inside nor those in the corners
+    assert sizes == [(64, 64)] * 2 * (4 + 8)
 
 
-def test_airm_is_measured_whole_and_in_tiles(tool, airm_file, tmp_path, capsys):
+def test_airm_is_measured_whole_and_in_tiles(tool, airm_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
     path = tmp_path / "out.json"
     options = ["--size", "96", "160", "--tile-sizes", "0", "64", "--repeats", "1", "--warmup", "0", "--device", "cpu"]
-    args = ["--config-file", airm_file, *options, "--threads", "1", "--json", str(path)]
+    args = ["--config-file", airm_file, *options, "--json", str(path)]
     run(tool.main, tool.argument_parser().parse_args(args))
     rows = json.loads(path.read_text())["rows"]
     assert [(row["config"], row["part"], row["instances"]) for row in rows] == [("refiner", "refine", 1)] * 2
