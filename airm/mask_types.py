@@ -10,7 +10,7 @@ from PIL import Image
 from patchdct.errors import UserError
 from patchdct.inference import as_rgb, read_picture
 
-from .data.images import RANGES, _read_values, read_soft_mask
+from .data.images import RANGES, read_values, read_soft_mask
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 MaskLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
@@ -73,7 +73,7 @@ def to_soft(mask: MaskLike) -> SoftMask:
         return SoftMask(read_soft_mask(os.fspath(mask)), lambda refined: refined)
     if isinstance(mask, Image.Image):
         try:
-            values, _ = _scale_to_range(_read_values(mask))
+            values, _ = _scale_to_range(read_values(mask))
         except OSError as e:  # Pillow decodes an opened file only here
             raise UserError(f"cannot read the mask: {e}") from None
         return SoftMask(values, lambda refined: Image.fromarray(refined.astype(np.uint8) * 255))

@@ -76,7 +76,9 @@ def choose_cases(config_files: list[str], args: argparse.Namespace) -> list[Case
     Raises:
         UserError: if a config has none of them, or cannot be loaded.
     """
-    parts_of_config = {name: parts_of(load_cfg(name, args.opts)) for name in config_files}
+    parts_of_config = {
+        name: parts_of(load_cfg(name, [*args.opts, "MODEL.DEVICE", args.device])) for name in config_files
+    }
     for name, parts in parts_of_config.items():
         if not set(parts) & set(args.parts):
             raise UserError(f"{name} has none of the --parts {' '.join(args.parts)}; it has {', '.join(parts)}")

@@ -40,7 +40,7 @@ def read_soft_mask(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            values = _read_values(ImageOps.exif_transpose(image))
+            values = read_values(ImageOps.exif_transpose(image))
     except Exception as e:  # whatever a damaged file makes Pillow stumble over
         raise UserError(f"cannot read mask {path}: {e}") from None
     largest = values.max()
@@ -50,7 +50,7 @@ def read_soft_mask(path: str | Path) -> np.ndarray:
     raise UserError(f"cannot read mask {path}: its largest value is {largest}; masks have values up to 1, 255 or 65535")
 
 
-def _read_values(image: Image.Image) -> np.ndarray:
+def read_values(image: Image.Image) -> np.ndarray:
     """Return (H, W) values of the image's own range, boolean, integer or float."""
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
         return np.asarray(image)
