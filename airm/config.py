@@ -48,8 +48,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.MIN_SIZE_TEST = 224
     # Reflected border around the image, in pixels
     airm.PADDING = 32
-    # Pixels for which the mapping is evaluated at once: bounds its memory
-    airm.QUERY_CHUNK = 65536
+    # Pixels for which the mapping is evaluated at once: bounds its memory; on a CPU this many stay in the cache
+    airm.QUERY_CHUNK = 16384
     # Side of the tiles in which larger inputs are encoded, in the resolution of the ratio; 0: never, as in the paper
     airm.TILE_SIZE = 0
     # Context around a tile that is encoded with it
