@@ -10,7 +10,7 @@ from PIL import Image
 from patchdct.errors import UserError
 from patchdct.inference import as_rgb, read_picture
 
-from .data.images import RANGES, read_values, read_soft_mask
+from .data.images import RANGES, read_soft_mask, read_values
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 MaskLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
