@@ -46,8 +46,7 @@ class CoarseToFine:
             progress: whether to show a progress bar of the tiles.
         """
         self.encode, self.settings, self.cell, self.progress = encode, settings, cell, progress
-        self.height, self.width = image.shape[1:]
-        longer = max(self.height, self.width)
+        longer = max(image.shape[1:])
         ratios = settings.ratios
         used = [r for r in ratios[:-1] if longer * r >= settings.min_size_test] + list(ratios[-1:])
         self.grids = [[grid_axis(n, r, settings.padding) for n in image.shape[1:]] for r in used]

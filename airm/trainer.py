@@ -1,10 +1,8 @@
 """The project's trainer on refinement data."""
 
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.evaluation import DatasetEvaluator
 
 from patchdct.trainer import Trainer
@@ -22,12 +20,8 @@ class RefinementTrainer(Trainer):
         prepare_refinement_datasets(cfg, train)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=RefinementDatasetMapper(cfg, is_train=True))
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return build_detection_test_loader(cfg, dataset_name, mapper=RefinementDatasetMapper(cfg, is_train=False))
+    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> RefinementDatasetMapper:
+        return RefinementDatasetMapper(cfg, is_train=is_train)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

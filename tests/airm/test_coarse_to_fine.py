@@ -124,8 +124,9 @@ def test_tiles_are_near_the_whole_image():
     image, mask = make_input(300, 420)
     whole = model.refine(image, mask)
     model.settings = model.settings._replace(tile_size=192)
-    # Untrained weights, whose predicted parameters differ from tile to tile; what trained ones differ by is measured
-    assert (model.refine(image, mask) - whole).abs().mean() < 0.05
+    # Untrained weights, whose predicted parameters differ from tile to tile: 0.016 was measured. Answers 40 pixels off
+    # their place differ by 0.04
+    assert (model.refine(image, mask) - whole).abs().mean() < 0.02
 
 
 def test_ratios_below_the_smallest_size_are_left_out():

@@ -2,10 +2,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from airm.coarse_to_fine import Settings
 from airm.losses import mapping_losses
 from airm.meta_arch import AIRM
 from airm.query import Axis, pixel_centres, query_grid
-from patchdct.config import load_cfg
+from patchdct.config import get_cfg, load_cfg
 from patchdct.errors import UserError
 from tests.testing import disc, tiny_airm_cfg
 
@@ -104,6 +105,13 @@ def test_main_model_has_the_papers_size():
     model = build_model(load_cfg("configs/airm/airm_mit_b1.yaml"))
     assert isinstance(model, AIRM)
     assert sum(p.numel() for p in model.parameters()) <= 14.2e6
+
+
+def test_inference_has_the_same_defaults_in_the_config_and_without():
+    keys = get_cfg().MODEL.AIRM
+    assert Settings() == Settings(**{name: keys[name.upper()] for name in Settings._fields})._replace(
+        ratios=tuple(keys.RATIOS)
+    )
 
 
 def test_unknown_mapping():
