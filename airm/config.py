@@ -71,5 +71,7 @@ def add_airm_config(cfg: CfgNode) -> None:
     refinement.GRAYSCALE_PROB = 0.1
     # The coarse mask is the truth perturbed to an IoU drawn from here
     refinement.IOU_RANGE = [0.8, 1.0]
+    # Perturb the whole mask, as for testing, instead of the crop's, whose errors are smaller as they go with its size
+    refinement.PERTURB_BEFORE_CROP = False
     # Of the coarse masks of test sets that have none
     refinement.SEED = 0

@@ -26,9 +26,9 @@ class RefinementDatasetMapper:
     """Read a picture and its masks, and make a sample of them.  See AIRM, Sec. 4.3, "Training details".
 
     For training, a random crop (of what is reflected at its borders where the picture is smaller), flipped, with its
-    colours changed, and a coarse mask made from the truth by :func:`.perturbation.perturb_mask`. All is drawn from
-    numpy's global generator, which Detectron2 seeds in each worker. Crops without foreground are drawn again, up to 10
-    times.
+    colours changed, and a coarse mask made from the truth by :func:`.perturbation.perturb_mask`, in the crop or before
+    it is cut. All is drawn from numpy's global generator, which Detectron2 seeds in each worker. Crops without
+    foreground are drawn again, up to 10 times.
 
     For testing, the whole picture, and the coarse mask of the data set. Where it has none, one is made from the truth,
     the same in every run.
@@ -44,6 +44,7 @@ class RefinementDatasetMapper:
         color_jitter: Sequence[float] = (0.3, 0.3, 0.3, 0.1),
         grayscale_prob: float = 0.1,
         iou_range: Sequence[float] = (0.8, 1.0),
+        perturb_before_crop: bool = False,
         seed: int = 0,
     ):
         """
@@ -55,6 +56,9 @@ class RefinementDatasetMapper:
                 in turns.
             grayscale_prob: probability to take the colour away.
             iou_range: least and largest IoU of a coarse mask that is made from the truth.
+            perturb_before_crop: whether training perturbs the mask of the whole picture, as testing does, instead of
+                the crop's. Errors are then as large, and stretches without any as long, as in testing; the IoU is that
+                of the whole mask.
             seed: of the coarse masks made for testing, not negative.
 
         Raises:
@@ -74,6 +78,7 @@ class RefinementDatasetMapper:
         self.color_jitter = tuple(color_jitter)
         self.grayscale_prob = grayscale_prob
         self.iou_range = iou_range[0], iou_range[1]
+        self.perturb_before_crop = perturb_before_crop
         self.seed = seed
 
     @classmethod
@@ -87,6 +92,7 @@ class RefinementDatasetMapper:
             "color_jitter": keys.COLOR_JITTER,
             "grayscale_prob": keys.GRAYSCALE_PROB,
             "iou_range": keys.IOU_RANGE,
+            "perturb_before_crop": keys.PERTURB_BEFORE_CROP,
             "seed": keys.SEED,
         }
 
@@ -111,9 +117,7 @@ class RefinementDatasetMapper:
                 wanted = "mask_file_name" if self.is_train else "mask_file_name and no coarse_file_name"
                 raise UserError(f"image {dataset_dict['file_name']} has no {wanted} in its data set")
         elif self.is_train:
-            rng = np.random.default_rng(np.random.randint(2**31))
-            image, mask = self.augment(image, mask, rng)
-            coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng)
+            image, mask, coarse = self.augment(image, mask, np.random.default_rng(np.random.randint(2**31)))
         elif coarse is None:
             rng = np.random.default_rng([self.seed, zlib.crc32(str(dataset_dict["image_id"]).encode())])
             coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng)
@@ -139,37 +143,48 @@ class RefinementDatasetMapper:
             )
         return mask
 
-    def augment(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Crop, flip and recolour an (H, W, 3) uint8 image, crop and flip its (H, W) bool mask likewise."""
-        image, mask = random_crop(image, mask, self.crop_size, rng)
+    def augment(
+        self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Crop, flip and recolour an (H, W, 3) uint8 image; crop and flip its (H, W) bool mask, and make a coarse one."""
+        target_iou = rng.uniform(*self.iou_range)
+        coarse = perturb_mask(mask, target_iou, rng) if self.perturb_before_crop else None
+        image, mask, coarse = random_crop(image, mask, coarse, self.crop_size, rng)
+        if coarse is None:
+            coarse = perturb_mask(mask, target_iou, rng)
         if rng.random() < self.flip_prob:
-            image, mask = image[:, ::-1], mask[:, ::-1]
+            image, mask, coarse = image[:, ::-1], mask[:, ::-1], coarse[:, ::-1]
         *factors, hue = self.color_jitter
         brightness, contrast, saturation = (rng.uniform(max(1 - factor, 0), 1 + factor) for factor in factors)
         turns = rng.uniform(-hue, hue)
         if rng.random() < self.grayscale_prob:
             saturation = 0.0
-        return adjust_color(image, brightness, contrast, saturation, turns), mask
+        return adjust_color(image, brightness, contrast, saturation, turns), mask, coarse
 
 
 def random_crop(
-    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the same (size, size) window out of image and mask, with foreground if 10 attempts find some."""
+    image: np.ndarray, mask: np.ndarray, coarse: np.ndarray | None, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Cut the same (size, size) window out of image and masks, with foreground if 10 attempts find some."""
     height, width = mask.shape
     missing = [max(size - side, 0) for side in (height, width)]
     if any(missing):
         before = [int(rng.integers(pixels + 1)) for pixels in missing]
         borders = (before[0], missing[0] - before[0], before[1], missing[1] - before[1])
         image = cv2.copyMakeBorder(image, *borders, cv2.BORDER_REFLECT_101)
-        mask = cv2.copyMakeBorder(mask.view(np.uint8), *borders, cv2.BORDER_REFLECT_101).view(bool)
+        mask = _reflect(mask, borders)
+        coarse = None if coarse is None else _reflect(coarse, borders)
         height, width = mask.shape
     for _ in range(CROP_ATTEMPTS):
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         window = slice(top, top + size), slice(left, left + size)
         if mask[window].any():
             break
-    return image[window], mask[window]
+    return image[window], mask[window], None if coarse is None else coarse[window]
+
+
+def _reflect(mask: np.ndarray, borders: tuple[int, int, int, int]) -> np.ndarray:
+    return cv2.copyMakeBorder(mask.view(np.uint8), *borders, cv2.BORDER_REFLECT_101).view(bool)
 
 
 def adjust_color(image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:

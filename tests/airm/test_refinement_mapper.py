@@ -78,10 +78,10 @@ def test_image_and_mask_stay_together(make, size, flip):
 def test_small_pictures_are_reflected():
     image = np.arange(3, dtype=np.uint8)[None, :, None].repeat(3, 2)
     mask = np.array([[True, False, False]])
-    cropped, cropped_mask = random_crop(image, mask, 9, np.random.default_rng(0))
+    cropped, cropped_mask, coarse = random_crop(image, mask, ~mask, 9, np.random.default_rng(0))
     rows = cropped[..., 0]
     assert (rows == rows[0]).all() and (abs(np.diff(rows[0].astype(int))) == 1).all()
-    assert np.array_equal(cropped_mask, rows == 0)
+    assert np.array_equal(cropped_mask, rows == 0) and np.array_equal(coarse, rows != 0)
 
 
 def test_crops_cross_the_object_where_there_is_one():
@@ -89,9 +89,9 @@ def test_crops_cross_the_object_where_there_is_one():
     mask[:150] = True  # 0.58 of all crops of 40 pixels have none of it
     image = np.zeros((400, 400, 3), np.uint8)
     rng = np.random.default_rng(0)
-    hits = sum(random_crop(image, mask, 40, rng)[1].any() for _ in range(200))
+    hits = sum(random_crop(image, mask, None, 40, rng)[1].any() for _ in range(200))
     assert hits > 190  # one attempt finds it in 83 of 200, ten in 199
-    assert not random_crop(image, np.zeros_like(mask), 40, rng)[1].any()
+    assert not random_crop(image, np.zeros_like(mask), None, 40, rng)[1].any()
 
 
 def test_coarse_masks_have_ious_of_the_range(make):
@@ -100,6 +100,16 @@ def test_coarse_masks_have_ious_of_the_range(make):
     np.random.seed(0)
     ious = [iou(mapper(dataset_dict)) for _ in range(20)]
     assert 0.85 <= min(ious) < 0.86 and 0.89 < max(ious) < 0.91
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_masks_are_perturbed_before_or_after_the_crop(make, before):
+    """A crop of a third of the side sees a third of the contour, but the errors of the whole mask or of its own."""
+    dataset_dict = make(radius=45)
+    mapper = RefinementDatasetMapper(True, crop_size=50, iou_range=(0.8, 0.8), perturb_before_crop=before)
+    np.random.seed(0)
+    crops = [iou(mapper(dataset_dict)) for _ in range(40)]
+    assert (np.std(crops) > 0.1) == before
 
 
 def test_training_follows_the_global_generator(make):
@@ -209,6 +219,7 @@ def test_from_config():
         "COLOR_JITTER": [0.1, 0.2, 0.3, 0.4],
         "GRAYSCALE_PROB": 0.3,
         "IOU_RANGE": [0.7, 0.9],
+        "PERTURB_BEFORE_CROP": True,
         "SEED": 9,
     }
     cfg = CfgNode({"INPUT": {"REFINEMENT": keys}})
@@ -217,6 +228,7 @@ def test_from_config():
     assert not mapper.is_train
     assert (mapper.crop_size, mapper.flip_prob, mapper.grayscale_prob, mapper.seed) == (48, 0.25, 0.3, 9)
     assert (mapper.color_jitter, mapper.iou_range) == ((0.1, 0.2, 0.3, 0.4), (0.7, 0.9))
+    assert mapper.perturb_before_crop
 
 
 @pytest.mark.parametrize(
