@@ -146,7 +146,7 @@ class RefinementDatasetMapper:
     def augment(
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Crop, flip and recolour an (H, W, 3) uint8 image; crop and flip its (H, W) bool mask, and make a coarse one."""
+        """Crop, flip and recolour an (H, W, 3) uint8 image, crop and flip its (H, W) bool mask and a coarse one."""
         target_iou = rng.uniform(*self.iou_range)
         coarse = perturb_mask(mask, target_iou, rng) if self.perturb_before_crop else None
         image, mask, coarse = random_crop(image, mask, coarse, self.crop_size, rng)
