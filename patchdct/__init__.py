@@ -7,15 +7,20 @@ from importlib.util import find_spec
 
 from .dct import DCTMaskCodec, dct_matrix, zigzag_order
 from .errors import UserError
-from .mask_branch import DCTMaskBranch, PatchDCTBranch, PatchPrediction
+from .mask_branch import DCTMaskBranch, RefinementBranch
+from .patch_branch import PatchDCTBranch, PatchPrediction
 from .patches import PatchLabel, assemble_patches, classify_patches, split_into_patches
+from .unpatched_branch import BinaryGridBranch, TwoStageDCTBranch
 
 __all__ = [
+    "BinaryGridBranch",
     "DCTMaskBranch",
     "DCTMaskCodec",
     "PatchDCTBranch",
     "PatchLabel",
     "PatchPrediction",
+    "RefinementBranch",
+    "TwoStageDCTBranch",
     "UserError",
     "assemble_patches",
     "classify_patches",
@@ -28,14 +33,22 @@ if find_spec("detectron2") is not None:
     from .backbone import build_narrow_resnet_fpn_backbone
     from .config import add_dctmask_config, add_patchdct_config, get_cfg
     from .mask_head import MaskRCNNDCTHead, MaskRCNNPatchDCTHead
+    from .refinement_head import RefinementHead
     from .roi_heads import PatchDCTROIHeads
+    from .swin import SwinTransformer, build_swin_fpn_backbone
+    from .unpatched_head import MaskRCNNBinaryGridHead, MaskRCNNTwoStageDCTHead
 
     __all__ += [
+        "MaskRCNNBinaryGridHead",
         "MaskRCNNDCTHead",
         "MaskRCNNPatchDCTHead",
+        "MaskRCNNTwoStageDCTHead",
         "PatchDCTROIHeads",
+        "SwinTransformer",
+        "RefinementHead",
         "add_dctmask_config",
         "add_patchdct_config",
         "build_narrow_resnet_fpn_backbone",
+        "build_swin_fpn_backbone",
         "get_cfg",
     ]

@@ -10,7 +10,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from .errors import UserError
-from .mask_branch import DCTMaskBranch, PatchDCTBranch
+from .mask_branch import DCTMaskBranch, RefinementBranch
 
 
 class MaskNetwork(nn.Module):
@@ -32,7 +32,7 @@ class MaskNetwork(nn.Module):
                 "StandardROIHeads or a subclass, and MODEL.MASK_ON True"
             )
         self.head = roi_heads.mask_head
-        if not isinstance(self.head, (PatchDCTBranch, DCTMaskBranch, MaskRCNNConvUpsampleHead)):
+        if not isinstance(self.head, (RefinementBranch, DCTMaskBranch, MaskRCNNConvUpsampleHead)):
             raise UserError(f"MODEL.ROI_MASK_HEAD.NAME {type(self.head).__name__} is not known to the analysis")
         self.poolers = _poolers(roi_heads)
         self.channels = model.backbone.output_shape()[roi_heads.mask_in_features[0]].channels
@@ -45,10 +45,9 @@ class MaskNetwork(nn.Module):
     def forward(self, classes: Tensor, *features: Tensor) -> Tensor:
         """(B,) classes, all 0 if class-agnostic, and RoI features to the (B, M, M) soft masks of inference."""
         head = self.head
-        if isinstance(head, PatchDCTBranch):
+        if isinstance(head, RefinementBranch):
             x, fine = features
-            _, stages = head.predict(x, fine, classes)
-            return head.assemble(stages[-1], head.final_labels(stages[-1].logits))
+            return head.infer(x, fine, classes)
         if isinstance(head, DCTMaskBranch):
             return head.codec.decode(head.predict(features[0], classes))
         logits = head.layers(features[0])
@@ -91,7 +90,7 @@ def mask_branch_cost(model: nn.Module) -> MaskBranchCost:
 
 def _poolers(roi_heads: StandardROIHeads) -> list[ROIPooler]:
     head = roi_heads.mask_head
-    return [head.coarse_pooler, head.fine_pooler] if isinstance(head, PatchDCTBranch) else [roi_heads.mask_pooler]
+    return [head.coarse_pooler, head.fine_pooler] if isinstance(head, RefinementBranch) else [roi_heads.mask_pooler]
 
 
 def _count_baddbmm(inputs: list, outputs: list) -> int:

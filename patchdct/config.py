@@ -38,16 +38,44 @@ def add_patchdct_config(cfg: CfgNode) -> None:
     head.PATCH_SIZE = 8
     # Elements of a patch's DCT vector, parameter `n`
     head.PATCH_DCT_VECTOR_DIM = 6
+    # Table 6 to 8. Classes of patches: 3, 2 (mixed or not; the latter keep their mask), or 1 (all are regressed)
+    head.PATCH_CLASSES = 3
+    # Whether mixed patches are regressed, or keep their mask
+    head.PATCH_REGRESSOR = True
     # Stages, the DCT-Mask stage counted: 2 is one PatchDCT module
     head.NUM_STAGE = 2
     # Weight of each stage's loss, parameter `lambda` in Eq. 3
     head.MASK_LOSS_PARA_EACH_STAGE = [1.0, 1.0]
     # Accepted for the published configs' sake; True is refused
     head.EVAL_GT = False
-    # "SGD", "ADAM" or "ADAMW"
-    cfg.SOLVER.OPTIMIZER = "SGD"
+    # "SGD", "ADAM" or "ADAMW"; "" is ADAMW for a Swin backbone, as the published configs take for granted, else SGD
+    cfg.SOLVER.OPTIMIZER = ""
+    # What SOLVER.AMP.ENABLED trains in: "float16", which needs CUDA, or "bfloat16"
+    cfg.SOLVER.AMP.DTYPE = "float16"
     # Data sets in COCO format to register: [name, JSON file, image folder] each
     cfg.DATASETS.COCO_FORMAT = []
+    _add_swin_config(cfg)
+
+
+def _add_swin_config(cfg: CfgNode) -> None:
+    """Add the keys of published Swin configs, with the values of Swin-B as the authors of PatchDCT have them."""
+    cfg.MODEL.SWINT = CfgNode()
+    # Channels of the first stage; blocks and attention heads of each stage
+    cfg.MODEL.SWINT.EMBED_DIM = 128
+    cfg.MODEL.SWINT.DEPTHS = [2, 2, 18, 2]
+    cfg.MODEL.SWINT.NUM_HEADS = [4, 8, 16, 32]
+    # Side of a window in tokens
+    cfg.MODEL.SWINT.WINDOW_SIZE = 7
+    cfg.MODEL.SWINT.MLP_RATIO = 4
+    # Probability of dropping the residuals of the last block in training; from 0 for the first, linearly
+    cfg.MODEL.SWINT.DROP_PATH_RATE = 0.2
+    # Some of stage2 (stride 4) to stage5 (stride 32)
+    cfg.MODEL.SWINT.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]
+    # 1 freezes the patch embedding, 2 also the first stage, ...; BACKBONE.FREEZE_AT, 2 by default, is for ResNets
+    cfg.MODEL.SWINT.FREEZE_AT = 0
+    # Both accepted for the published configs' sake: APE True is refused, and p6 is pooled from p5
+    cfg.MODEL.SWINT.APE = False
+    cfg.MODEL.FPN.TOP_LEVELS = 2
 
 
 def add_dctmask_config(cfg: CfgNode) -> None:

@@ -1,22 +1,20 @@
-"""The mask heads, as Detectron2 sees them: config, pooling, targets and losses around :mod:`patchdct.mask_branch`."""
+"""The mask heads of DCT-Mask and PatchDCT, as Detectron2 sees them."""
 
-from functools import partial
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from .errors import UserError
-from .losses import check_loss_type, patch_classification_loss, patch_vector_loss, vector_loss, vector_loss_sum
-from .mask_branch import DCTMaskBranch, PatchDCTBranch, PatchPrediction
+from .losses import check_loss_type, patch_classification_loss, patch_vector_loss, vector_loss_sum
+from .mask_branch import DCTMaskBranch
+from .patch_branch import PatchDCTBranch, PatchPrediction
 from .patches import PatchLabel
-from .targets import encode_patches, rasterize_masks
+from .refinement_head import RefinementHead, common_config, instance_classes, set_masks
+from .targets import PatchTargets, encode_patches, rasterize_masks
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -43,7 +41,7 @@ class MaskRCNNDCTHead(DCTMaskBranch):
                 "MODEL.ROI_MASK_HEAD.NAME MaskRCNNDCTHead needs pooled features: set MODEL.ROI_MASK_HEAD.POOLER_TYPE "
                 "to ROIAlignV2"
             )
-        return {"input_shape": input_shape, **_common_config(cfg)}
+        return {"input_shape": input_shape, **common_config(cfg)}
 
     def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
         """
@@ -54,9 +52,9 @@ class MaskRCNNDCTHead(DCTMaskBranch):
         Returns:
             the loss in training; else ``instances``, each with ``pred_masks`` (B_i, 1, K, K), soft.
         """
-        vectors = self.predict(x, _instance_classes(instances, self.training, self.num_classes, x.device))
+        vectors = self.predict(x, instance_classes(instances, self.training, self.num_classes, x.device))
         if not self.training:
-            _set_masks(instances, "pred_masks", self.codec.decode(vectors.float()))
+            set_masks(instances, "pred_masks", self.codec.decode(vectors.float()))
             return instances
         masks = rasterize_masks(instances, self.codec.mask_size, x.device)
         loss = vector_loss_sum(vectors, self.codec.encode(masks), self.loss_type)
@@ -64,187 +62,41 @@ class MaskRCNNDCTHead(DCTMaskBranch):
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class MaskRCNNPatchDCTHead(PatchDCTBranch):
-    """PatchDCT as a Detectron2 mask head. It pools for itself, so ``POOLER_TYPE`` is to be "" (as PointRend has it)."""
-
-    @configurable
-    def __init__(
-        self,
-        input_shape: dict[str, ShapeSpec],
-        *,
-        in_features: list[str],
-        fine_features: list[str],
-        resolution: int = 14,
-        fine_resolution: int = 42,
-        sampling_ratio: int = 0,
-        loss_type: str = "l1",
-        loss_weight: float = 1.0,
-        stage_loss_weights: tuple[float, ...] = (1.0, 1.0),
-        **kwargs: Any,
-    ):
-        """
-        Args:
-            input_shape: of the feature maps, by name.
-            in_features: maps that the coarse RoI feature is pooled from.
-            fine_features: maps that the fine RoI feature is pooled from.
-            resolution: R, side of the coarse RoI feature.
-            fine_resolution: S, side of the fine RoI feature.
-            sampling_ratio: of RoIAlign, 0 for adaptive.
-            loss_type: R of Eq. 4 and 5, a key of :data:`patchdct.losses.REGRESSION_LOSSES`.
-            loss_weight: ``MASK_LOSS_PARA``, scales the whole of Eq. 3.
-            stage_loss_weights: lambda of Eq. 3, the first for the DCT-Mask stage.
-            kwargs: of :class:`~patchdct.mask_branch.PatchDCTBranch`.
-        """
-        super().__init__(
-            input_shape[in_features[0]].channels,
-            input_shape[fine_features[0]].channels,
-            resolution=resolution,
-            fine_resolution=fine_resolution,
-            **kwargs,
-        )
-        self.in_features = list(in_features)
-        self.fine_features = list(fine_features)
-        self.coarse_pooler = _make_pooler(input_shape, in_features, resolution, sampling_ratio)
-        self.fine_pooler = _make_pooler(input_shape, fine_features, fine_resolution, sampling_ratio)
-        self.loss_type = check_loss_type(loss_type)
-        self.loss_weight = loss_weight
-        self.stage_loss_weights = tuple(stage_loss_weights)
-        self.keep_stages = False
-        """Whether inference also sets ``pred_coarse_masks`` and ``pred_patch_labels``, for pictures."""
+class MaskRCNNPatchDCTHead(RefinementHead, PatchDCTBranch):
+    """PatchDCT as a Detectron2 mask head."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         head = cfg.MODEL.ROI_MASK_HEAD
-        if isinstance(input_shape, ShapeSpec):
-            raise UserError(
-                f'MODEL.ROI_MASK_HEAD.NAME {head.NAME} pools for itself: set MODEL.ROI_MASK_HEAD.POOLER_TYPE to "" or '
-                "MODEL.ROI_HEADS.NAME to PatchDCTROIHeads"
-            )
-        _check_patchdct_config(head, input_shape)
         return {
-            "input_shape": input_shape,
-            **_common_config(cfg),
-            "in_features": head.IN_FEATURES,
-            "fine_features": head.FINE_FEATURES,
-            "resolution": head.POOLER_RESOLUTION,
-            "fine_resolution": head.FINE_FEATURES_RESOLUTION,
-            "sampling_ratio": head.POOLER_SAMPLING_RATIO,
-            "assembled_size": head.MASK_SIZE_ASSEMBLE,
+            **super().from_config(cfg, input_shape),
             "patch_size": head.PATCH_SIZE,
             "patch_vector_dim": head.PATCH_DCT_VECTOR_DIM,
-            "num_refinements": head.NUM_STAGE - 1,
+            "patch_classes": head.PATCH_CLASSES,
+            "patch_regressor": head.PATCH_REGRESSOR,
             "patch_threshold": head.PATCH_THRESHOLD,
-            "stage_loss_weights": tuple(head.MASK_LOSS_PARA_EACH_STAGE),
         }
 
-    def forward(self, features: dict[str, Tensor], instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
-        """
-        Args:
-            features: the feature maps of the batch, by name.
-            instances: per image, the foreground proposals with ground truth (training) or the detections (inference).
+    def make_targets(self, masks: Tensor) -> PatchTargets:
+        return encode_patches(masks, self.patch_codec)
 
-        Returns:
-            the loss in training; else ``instances``, each with ``pred_masks`` (B_i, 1, M, M), soft.
-        """
-        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-        x = self.coarse_pooler([features[f] for f in self.in_features], boxes)
-        fine = self.fine_pooler([features[f] for f in self.fine_features], boxes)
-        classes = _instance_classes(instances, self.training, self.num_classes, x.device)
-        coarse_vectors, stages = self.predict(x, fine, classes)
-        if self.training:
-            return {"loss_mask": self.losses(coarse_vectors, stages, instances)}
-        self.inference(coarse_vectors, stages[-1], instances)
-        return instances
-
-    def losses(self, coarse_vectors: Tensor, stages: list[PatchPrediction], instances: list[Instances]) -> Tensor:
-        """Compute Eq. 3 and log its parts, unweighted, under ``patchdct/``."""
-        masks = rasterize_masks(instances, self.codec.mask_size, coarse_vectors.device)
-        losses = {"loss_dct": vector_loss(coarse_vectors, self.codec.encode(masks), self.loss_type)}
-        total = self.stage_loss_weights[0] * losses["loss_dct"]
-        assembled_size = self.patches_per_side * self.patch_codec.mask_size
-        if assembled_size != self.codec.mask_size:
-            masks = rasterize_masks(instances, assembled_size, coarse_vectors.device)
-        targets = encode_patches(masks, self.patch_codec)
+    def stage_losses(self, prediction: PatchPrediction, targets: PatchTargets) -> dict[str, Tensor]:
+        """``patch_cls``, the cross-entropy of the classifier, and ``patch_dct``, Eq. 5; those that the head has."""
+        losses = {}
         mixed = targets.labels == PatchLabel.MIXED
-        for i, (stage, weight) in enumerate(zip(stages, self.stage_loss_weights[1:], strict=True), start=1):
-            suffix = f"_stage{i}" if len(stages) > 1 else ""
-            loss_cls = patch_classification_loss(stage.logits, targets.labels)
-            loss_dct = patch_vector_loss(stage.vectors, targets.vectors, mixed, self.loss_type)
-            losses |= {f"loss_patch_cls{suffix}": loss_cls, f"loss_patch_dct{suffix}": loss_dct}
-            total = total + weight * (loss_cls + loss_dct)
-        storage = get_event_storage()
-        storage.put_scalars(**{f"patchdct/{k}": v.item() for k, v in losses.items()}, smoothing_hint=True)
-        return self.loss_weight * total
+        if prediction.logits is not None:
+            labels = targets.labels if self.patch_classes == 3 else mixed.long()
+            losses["patch_cls"] = patch_classification_loss(prediction.logits, labels)
+        if prediction.vectors is not None:
+            selected = mixed if self.patch_classes > 1 else mixed.new_ones(mixed.shape)
+            losses["patch_dct"] = patch_vector_loss(prediction.vectors, targets.vectors, selected, self.loss_type)
+        return losses
 
     def inference(self, coarse_vectors: Tensor, stage: PatchPrediction, instances: list[Instances]) -> None:
-        """Set ``pred_masks`` of all images' instances."""
-        labels = self.final_labels(stage.logits)
-        stage = PatchPrediction(*(x.float() for x in stage))
-        _set_masks(instances, "pred_masks", self.assemble(stage, labels))
+        stage = PatchPrediction(*(None if x is None else x.float() for x in stage))
+        super().inference(coarse_vectors, stage, instances)
         if self.keep_stages:
-            _set_masks(instances, "pred_coarse_masks", self.codec.decode(coarse_vectors.float()))
-            grids = labels.unflatten(1, (self.patches_per_side, self.patches_per_side))
+            side = self.patches_per_side
+            grids = self.label(stage, final=True).unflatten(1, (side, side))
             for x, grid in zip(instances, grids.split([len(x) for x in instances]), strict=True):
                 x.pred_patch_labels = grid
-
-
-def _common_config(cfg: CfgNode) -> dict[str, Any]:
-    head = cfg.MODEL.ROI_MASK_HEAD
-    if head.EVAL_GT:
-        raise UserError(
-            "MODEL.ROI_MASK_HEAD.EVAL_GT True is not supported: models here never see ground truth at inference. "
-            "Set it to False; tools/upper_bound.py measures the upper bound of every codec without a model"
-        )
-    return {
-        "conv_dim": head.CONV_DIM,
-        "num_conv": head.NUM_CONV,
-        "norm": partial(get_norm, head.NORM) if head.NORM else None,
-        "hidden_features": head.HIDDEN_FEATURES,
-        "vector_dim": head.DCT_VECTOR_DIM,
-        "mask_size": head.MASK_SIZE,
-        "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        "loss_type": head.DCT_LOSS_TYPE,
-        "loss_weight": head.MASK_LOSS_PARA,
-    }
-
-
-def _check_patchdct_config(head: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
-    if head.NUM_STAGE < 2:
-        raise UserError(
-            f"MODEL.ROI_MASK_HEAD.NUM_STAGE is {head.NUM_STAGE}; it counts the DCT-Mask stage, so 2 is one PatchDCT "
-            "module. For none set MODEL.ROI_MASK_HEAD.NAME to MaskRCNNDCTHead"
-        )
-    if len(head.MASK_LOSS_PARA_EACH_STAGE) != head.NUM_STAGE:
-        raise UserError(
-            f"MODEL.ROI_MASK_HEAD.MASK_LOSS_PARA_EACH_STAGE {list(head.MASK_LOSS_PARA_EACH_STAGE)} is to have one "
-            f"weight for each of the NUM_STAGE {head.NUM_STAGE} stages"
-        )
-    for key in ("IN_FEATURES", "FINE_FEATURES"):
-        if not head[key] or not set(head[key]) <= set(input_shape):
-            raise UserError(
-                f"MODEL.ROI_MASK_HEAD.{key} {list(head[key])} is to name some of MODEL.ROI_HEADS.IN_FEATURES "
-                f"{sorted(input_shape)}"
-            )
-
-
-def _make_pooler(shapes: dict[str, ShapeSpec], names: list[str], resolution: int, sampling_ratio: int) -> ROIPooler:
-    return ROIPooler(
-        output_size=resolution,
-        scales=tuple(1.0 / shapes[name].stride for name in names),
-        sampling_ratio=sampling_ratio,
-        pooler_type="ROIAlignV2",
-    )
-
-
-def _instance_classes(instances: list[Instances], training: bool, num_classes: int, device: torch.device) -> Tensor:
-    """The class whose predictions each instance uses: its ground truth in training, its prediction at inference."""
-    field = "gt_classes" if training else "pred_classes"
-    classes = [x.get(field) for x in instances if len(x)]
-    if not classes:
-        return torch.zeros(0, dtype=torch.int64, device=device)
-    return torch.cat(classes) if num_classes > 1 else torch.zeros_like(torch.cat(classes))
-
-
-def _set_masks(instances: list[Instances], field: str, masks: Tensor) -> None:
-    for x, part in zip(instances, masks[:, None].split([len(x) for x in instances]), strict=True):
-        x.set(field, part)

@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import StandardROIHeads
 
-from .mask_head import MaskRCNNPatchDCTHead
+from .refinement_head import RefinementHead
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -19,9 +19,7 @@ class PatchDCTROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        if cfg.MODEL.MASK_ON and issubclass(
-            ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME), MaskRCNNPatchDCTHead
-        ):
+        if cfg.MODEL.MASK_ON and issubclass(ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME), RefinementHead):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""

@@ -14,6 +14,13 @@ HEADS = {
     "mask_rcnn": {"NAME": "MaskRCNNConvUpsampleHead"},
     "dct_mask": {"NAME": "MaskRCNNDCTHead", "CLS_AGNOSTIC_MASK": True, "MASK_LOSS_PARA": 0.007},
     "patchdct": {"NAME": "MaskRCNNPatchDCTHead", "POOLER_TYPE": "", "MASK_SIZE": 112},
+    "two_stage_dct": {"NAME": "MaskRCNNTwoStageDCTHead", "POOLER_TYPE": "", "MASK_SIZE": 112},
+    "binary_grid": {
+        "NAME": "MaskRCNNBinaryGridHead",
+        "POOLER_TYPE": "",
+        "MASK_SIZE": 112,
+        "FINE_FEATURES_RESOLUTION": 56,
+    },
 }
 
 

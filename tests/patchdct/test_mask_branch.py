@@ -137,7 +137,11 @@ def test_class_specific_dct_mask_picks_the_class():
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"patch_size": 9}, "PATCH_SIZE 9"), ({"fine_resolution": 28}, "FINE_FEATURES_RESOLUTION 28")],
+    [
+        ({"patch_size": 9}, "PATCH_SIZE 9"),
+        ({"patch_classes": 4}, "PATCH_CLASSES 4"),
+        ({"patch_classes": 1, "patch_regressor": False}, "PATCH_REGRESSOR False"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_named(sizes, message):
     with pytest.raises(UserError, match=message):

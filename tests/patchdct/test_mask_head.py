@@ -13,9 +13,9 @@ from tests.testing import detections, feature_maps, proposals, tiny_cfg, trainin
 SHAPES = {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in (2, 3, 4, 5)}
 
 
-def make_head(**mask_head) -> MaskRCNNPatchDCTHead:
+def make_head(head: str = "patchdct", **mask_head):
     torch.manual_seed(0)
-    return build_mask_head(tiny_cfg(**mask_head), SHAPES)
+    return build_mask_head(tiny_cfg(head, **mask_head), SHAPES)
 
 
 def run_training(head, num_instances: list[int], features=None):
@@ -155,7 +155,10 @@ def test_published_state_dict_loads_strictly():
 
 
 @pytest.mark.parametrize("roi_heads", ["StandardROIHeads", "CascadeROIHeads", "PatchDCTROIHeads"])
-@pytest.mark.parametrize(("head", "agnostic"), [("dct_mask", True), ("dct_mask", False), ("patchdct", False)])
+@pytest.mark.parametrize(
+    ("head", "agnostic"),
+    [("dct_mask", True), ("dct_mask", False), ("patchdct", False), ("two_stage_dct", False), ("binary_grid", False)],
+)
 def test_whole_models_train_and_infer(roi_heads, head, agnostic):
     cfg = tiny_cfg(head, CLS_AGNOSTIC_MASK=agnostic)
     cfg.MODEL.ROI_HEADS.NAME = roi_heads
