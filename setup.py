@@ -37,11 +37,14 @@ setup(
     version="0.1.0",
     description="Pixel-accurate instance masks for Detectron2: PatchDCT, DCT-Mask and AIRM",
     license="Apache-2.0",
-    packages=find_packages(include=["patchdct*", "airm*"]),
+    packages=find_packages(include=["patchdct*", "airm*", "reporting*", "reproduction*"]),
+    package_data={"reporting": ["assets/*"], "reproduction": ["*.yaml", "*.json"]},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={
-        "test": ["pytest>=9.1", "pytest-xdist>=3.5", "scipy>=1.11"],
+        # t-SNE, for Fig. 7 of AIRM
+        "figures": ["scikit-learn>=1.3"],
+        "test": ["pytest>=9.1", "pytest-xdist>=3.5", "scipy>=1.11", "scikit-learn>=1.3", "selenium>=4.20"],
         "dev": ["mypy>=1.10", "ruff>=0.6", "types-PyYAML", "types-tqdm"],
     },
 )

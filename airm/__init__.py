@@ -2,6 +2,7 @@
 
 from .config import add_airm_config
 from .meta_arch import AIRM
+from .plain_cnn import PlainCNN
 from .refiner import Refiner
 
-__all__ = ["AIRM", "Refiner", "add_airm_config"]
+__all__ = ["AIRM", "PlainCNN", "Refiner", "add_airm_config"]

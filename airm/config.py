@@ -17,6 +17,16 @@ def add_airm_config(cfg: CfgNode) -> None:
     # Highest probability with which training skips a residual branch
     mit.DROP_PATH = 0.1
 
+    # --- Plain CNN of Fig. 2a, MODEL.BACKBONE.NAME build_plain_cnn_backbone
+    cfg.MODEL.PLAIN_CNN = plain = CfgNode()
+    # Of every convolution, odd: what the figure varies
+    plain.KERNEL_SIZE = 3
+    plain.NUM_LAYERS = 6
+    plain.CHANNELS = 64
+    # Stride of the features, a power of two: the first layers have a stride of 2, the others of 1
+    plain.STRIDE = 4
+    plain.NORM = "BN"
+
     cfg.MODEL.AIRM = airm = CfgNode()
     # Stages of the backbone that make up feature F, finest first, and the channels that each gives
     airm.IN_FEATURES = ["mit1", "mit2", "mit3", "mit4"]
@@ -39,6 +49,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.GRADIENT_WEIGHT = 0.4
     airm.MAPPING_LOSS_WEIGHT = 0.5
     airm.AFFINITY_LOSS_WEIGHT = 0.5
+    # Checkpoint of an AIRM whose encoder training starts from and leaves as it is, as in Sec. 3.2; "": none
+    airm.FROZEN_ENCODER = ""
 
     # --- Inference
     # Coarse to fine: resolutions of the encoder's input, as shares of the image's

@@ -38,6 +38,7 @@ class AIRM(nn.Module):
         min_confidence: float,
         pixel_mean: list[float],
         pixel_std: list[float],
+        freeze_encoder: bool = False,
     ):
         """
         Args:
@@ -49,9 +50,13 @@ class AIRM(nn.Module):
             query_chunk: pixels for which the mapping is evaluated at once, at inference.
             min_confidence: the coarse mask is kept where ``|2 p - 1|`` of the refined probability is below this.
             pixel_mean, pixel_std: RGB, for images in [0, 255].
+            freeze_encoder: whether training leaves the encoder as it is, the statistics of its norms too.
         """
         super().__init__()
         self.encoder, self.mapping = encoder, mapping
+        self.freeze_encoder = freeze_encoder
+        if freeze_encoder:
+            encoder.requires_grad_(False)
         self.cell = 2 / encoder.stride
         self.loss_weights, self.affinity_radius = loss_weights, affinity_radius
         self.settings, self.query_chunk, self.min_confidence = settings, query_chunk, min_confidence
@@ -82,11 +87,18 @@ class AIRM(nn.Module):
             "min_confidence": airm.MIN_CONFIDENCE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "freeze_encoder": bool(airm.FROZEN_ENCODER),
         }
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "AIRM":
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()
+        return self
 
     def adapt_checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
         """Called with what a checkpoint file holds: see :func:`airm.weights.adapt_checkpoint`."""

@@ -4,16 +4,27 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
+from torch import nn
 
+from patchdct.errors import UserError
+from patchdct.inference import load_trained
 from patchdct.trainer import Trainer
 
 from .data.dataset_mapper import RefinementDatasetMapper
 from .data.datasets import prepare_refinement_datasets
 from .evaluation import RefinementEvaluator
+from .meta_arch import AIRM
 
 
 class RefinementTrainer(Trainer):
     """Trains AIRM on pairs of image and mask, and evaluates IoU and mBA of coarse and refined masks."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load the last checkpoint, or else ``MODEL.WEIGHTS`` and what ``MODEL.AIRM.FROZEN_ENCODER`` has."""
+        super().resume_or_load(resume)
+        frozen = self.cfg.MODEL.AIRM.FROZEN_ENCODER
+        if frozen and not (resume and self.checkpointer.has_checkpoint()):
+            load_encoder(self.checkpointer.model, frozen)
 
     @classmethod
     def prepare_datasets(cls, cfg: CfgNode, train: bool) -> None:
@@ -26,3 +37,17 @@ class RefinementTrainer(Trainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return RefinementEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name))
+
+
+def load_encoder(model: AIRM, weights: str) -> None:
+    """Load the encoder, and nothing else, from the checkpoint of an AIRM, as data.
+
+    Raises:
+        UserError: if it cannot be read, or is of another encoder.
+    """
+    try:
+        if not Path(weights).is_file():
+            raise UserError(f"no checkpoint {weights}; train its config first, or name another one")
+        load_trained(nn.ModuleDict({"encoder": model.encoder}), weights)
+    except UserError as e:
+        raise UserError(f"MODEL.AIRM.FROZEN_ENCODER: {e}") from None

@@ -13,6 +13,7 @@ from fvcore.common.checkpoint import Checkpointer
 
 from .checkpoint_files import UnreadableCheckpoint, by_name, check_tensors, read_pickle, read_torch
 from .errors import UserError
+from .swin_weights import adapt_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
     the log and skipped, as in Detectron2. ``load_report`` says what the last checkpoint filled.
 
     A model may have a method ``adapt_checkpoint``, from a checkpoint's tensors by name to those under its own names;
-    it leaves alone what it does not know, and raises :class:`UserError` for what it cannot use.
+    it leaves alone what it does not know, and raises :class:`UserError` for what it cannot use. Detectors without one
+    take pretrained Swin Transformers (:mod:`.swin_weights`).
 
     Files are written under another name and then renamed, so that a process killed at any moment leaves the previous
     state in place. Arguments are those of :class:`DetectionCheckpointer`.
@@ -137,13 +139,18 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
             loaded = {"model": state, "__author__": "pycls", "matching_heuristics": True}
         else:
             loaded = super()._load_file(filename)
-        if hasattr(self.model, "adapt_checkpoint"):
-            try:
-                loaded["model"] = self.model.adapt_checkpoint(by_name(filename, loaded["model"]))
-            except UserError as e:
-                raise UserError(f"checkpoint {filename} does not fit: {e}") from None
+        state = by_name(filename, loaded["model"])
+        try:
+            loaded["model"] = self._adapt(state)
+        except UserError as e:
+            raise UserError(f"checkpoint {filename} does not fit: {e}") from None
         check_tensors(filename, loaded["model"])
         return loaded
+
+    def _adapt(self, state: dict[str, Any]) -> dict[str, Any]:
+        if hasattr(self.model, "adapt_checkpoint"):
+            return self.model.adapt_checkpoint(state)
+        return adapt_checkpoint(state, self.model.state_dict())
 
 
 class _AtomicWrites:
@@ -182,7 +189,14 @@ def _check_exists(path: str) -> None:
             "give its path in MODEL.WEIGHTS"
         ) from e
     if not os.path.isfile(local):
-        raise UnreadableCheckpoint(f"no checkpoint {name}; check MODEL.WEIGHTS")
+        raise UnreadableCheckpoint(f"no checkpoint {name}; check MODEL.WEIGHTS{_way_out(name)}")
+
+
+def _way_out(name: str) -> str:
+    folder = os.path.dirname(name)
+    if os.path.dirname(folder) != "output":
+        return ""
+    return f", or train that model first: {folder} is what the config {os.path.basename(folder)}.yaml writes"
 
 
 def _from_model_zoo(data: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ COCO_PAGE = "https://cocodataset.org/#download"
 LVIS_PAGE = "https://www.lvisdataset.org/dataset"
 CASCADEPSP_PAGE = "https://github.com/hkchengrex/CascadePSP/blob/master/docs/dataset.md"
 LAYOUT = "layout: datasets/README.md"
+COCOFIED = "python datasets/prepare_lvis_cocofied.py (datasets/README.md) makes it from"
 DATA_SETS = (
     DataSet(
         "COCO 2017",
@@ -57,9 +58,9 @@ DATA_SETS = (
         f"{COCO_PAGE}; {LAYOUT}",
     ),
     DataSet("LVIS v0.5", ("lvis/lvis_v0.5_train.json", "lvis/lvis_v0.5_val.json"), f"{LVIS_PAGE}; {LAYOUT}"),
-    DataSet("LVIS v0.5 cocofied", ("lvis/lvis_v0.5_val_cocofied.json",), "made from LVIS v0.5: datasets/README.md"),
+    DataSet("LVIS v0.5 cocofied", ("lvis/lvis_v0.5_val_cocofied.json",), f"{COCOFIED} LVIS v0.5"),
     DataSet("LVIS v1", ("lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json"), f"{LVIS_PAGE}; {LAYOUT}"),
-    DataSet("LVIS v1 cocofied", ("lvis/lvis_v1_val_cocofied.json",), "made from LVIS v1: datasets/README.md"),
+    DataSet("LVIS v1 cocofied", ("lvis/lvis_v1_val_cocofied.json",), f"{COCOFIED} LVIS v1"),
     DataSet(
         "Cityscapes",
         tuple(f"cityscapes/{kind}/{split}" for kind in ("leftImg8bit", "gtFine") for split in ("train", "val")),

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -19,7 +19,13 @@ from .checkpoint import SafeCheckpointer
 from .data.dataset_mapper import CheckedDatasetMapper
 from .data.prepare import prepare_datasets
 from .errors import UserError
-from .evaluation import COCOInstanceEvaluator
+from .evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOInstanceEvaluator,
+    COCOWithLVISEvaluator,
+    LVISInstanceEvaluator,
+)
+from .mixed_precision import amp_trainer
 from .optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -31,8 +37,11 @@ class Trainer(DefaultTrainer):
     checkpointer: SafeCheckpointer
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer gives DDP a device id, which DDP refuses for a model on the CPU
-        with mock.patch.object(defaults, "create_ddp_model", _create_ddp_model):
+        # DefaultTrainer gives DDP a device id, which DDP refuses for a model on the CPU; its AMP is in float16 only
+        with (
+            mock.patch.object(defaults, "create_ddp_model", _create_ddp_model),
+            mock.patch.object(defaults, "AMPTrainer", amp_trainer(cfg)),
+        ):
             super().__init__(log_scaled_schedule(cfg))
 
     def build_hooks(self) -> list[HookBase]:
@@ -67,7 +76,14 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         output_dir = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
         tasks = ("bbox", "segm", "boundary") if cfg.MODEL.MASK_ON else ("bbox",)
-        return COCOInstanceEvaluator(dataset_name, tasks, output_dir=str(output_dir))
+        name = Path(cfg.OUTPUT_DIR).resolve().name
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if evaluator_type == "cityscapes_instance" and cfg.MODEL.MASK_ON:  # whose official evaluation is of masks alone
+            return CityscapesInstanceEvaluator(dataset_name)
+        if evaluator_type == "lvis":
+            return LVISInstanceEvaluator(dataset_name, tasks, output_dir=str(output_dir))
+        evaluator = COCOWithLVISEvaluator if dataset_name == "coco_2017_val" else COCOInstanceEvaluator
+        return evaluator(dataset_name, tasks, output_dir=str(output_dir), submission_name=name)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:

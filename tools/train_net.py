@@ -18,11 +18,14 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from airm.trainer import RefinementTrainer
 from patchdct.checkpoint import SafeCheckpointer
 from patchdct.cli import run
 from patchdct.config import load_cfg
+from patchdct.errors import UserError
+from patchdct.inference import load_trained
 from patchdct.launch import launch
 from patchdct.trainer import Trainer
 
@@ -50,11 +53,20 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     model = trainer_class.build_model(cfg)
-    SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    load_trained(model, weights_to_evaluate(cfg, args.resume))
     results = trainer_class.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
+    """Return the last checkpoint in OUTPUT_DIR with ``--resume``, else ``MODEL.WEIGHTS``."""
+    checkpointer = SafeCheckpointer(nn.Module(), save_dir=cfg.OUTPUT_DIR)
+    weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
+    if not weights:
+        raise UserError("--eval-only needs trained weights: give MODEL.WEIGHTS, or --resume for the last checkpoint")
+    return weights
 
 
 def argument_parser() -> argparse.ArgumentParser:

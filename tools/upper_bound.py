@@ -3,15 +3,19 @@
 
     python tools/upper_bound.py --annotations instances_val2017.json
     python tools/upper_bound.py --annotations instances_val2017.json --detections results.json --json upper_bound.json
+    python tools/upper_bound.py --annotations instances_val2017.json --histograms figure_3.png
 
 Every ground-truth mask of a COCO-format set is cut out by its box at 112 x 112 pixels, encoded, decoded, pasted into
 the image at a threshold of 0.5, and evaluated (mask AP and Boundary AP). The boxes are the ground truth's, with a
 score of 1; or, as in the paper, a detector's: --detections takes its COCO results. Each detection, best score first,
 gets the mask of the free object of its image and class whose box it overlaps most, with an IoU of at least 0.5; the
-others stay false positives, with their whole box as mask.
+others stay false positives, with their whole box as mask. Results without boxes get those around their masks.
 
 Patches that are all background or all foreground are kept as they are, only mixed ones pass through the codec. A patch
 of 1 x 1 is the binary grid, one of 112 x 112 the DCT of the whole mask. Images are not needed.
+
+--histograms also draws Figure 3: how the six elements of the vectors of 8 x 8 patches are distributed where a patch is
+foreground, background and mixed, for all objects in their true boxes; the numbers are written beside it as JSON.
 """
 
 import argparse
@@ -20,85 +24,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.layers import paste_masks_in_image
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, pairwise_iou
+from matplotlib.figure import Figure
 from pycocotools import mask as mask_util
 from rich import box as box_styles
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from tqdm import tqdm
 
 from patchdct.cli import run
-from patchdct.dct import DCTMaskCodec
 from patchdct.errors import UserError
-from patchdct.evaluation import COCOInstanceEvaluator
-from patchdct.patches import assemble_patches, classify_patches, fill_uniform_patches, split_into_patches
-
-MASK_SIZE = 112
-# Side of a patch and elements of its vector, in the order of the paper's table
-REPRESENTATIONS = ((1, 1), (8, 3), (8, 6), (8, 9), (8, 12), (112, 200), (112, 300))
-MATCHING_IOU = 0.5
-
-
-def reconstruct(masks: Tensor, patch_size: int, vector_dim: int) -> Tensor:
-    """Push (B, M, M) boolean masks through patch labels and vectors; returns (B, M, M) soft masks."""
-    codec = DCTMaskCodec(patch_size, vector_dim)
-    patches = split_into_patches(masks, patch_size)
-    decoded = codec.decode(codec.encode(patches))
-    return assemble_patches(fill_uniform_patches(decoded, classify_patches(patches)))
-
-
-def cut_out(annotations: list[dict[str, Any]], boxes: Tensor) -> Tensor:
-    """Rasterise each annotation's mask in the box at its place: (B, 4) boxes to (B, M, M) boolean masks."""
-    masks = torch.zeros(len(boxes), MASK_SIZE, MASK_SIZE, dtype=torch.bool)
-    for mask, annotation, box in zip(masks, annotations, boxes, strict=True):
-        segmentation = annotation["segmentation"]
-        if isinstance(segmentation, dict):
-            shape = BitMasks(torch.from_numpy(mask_util.decode(segmentation)).bool()[None])
-        else:
-            shape = PolygonMasks([segmentation])
-        mask[:] = shape.crop_and_resize(box[None], MASK_SIZE)[0]
-    return masks
-
-
-def true_instances(record: dict[str, Any]) -> tuple[Instances, Tensor]:
-    """Return an image's objects as detections with a score of 1, and their (B, M, M) masks."""
-    objects = [a for a in record["annotations"] if not a["iscrowd"]]
-    instances = Instances((record["height"], record["width"]))
-    instances.pred_boxes = Boxes(_boxes(objects))
-    instances.pred_classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
-    instances.scores = torch.ones(len(objects))
-    return instances, cut_out(objects, instances.pred_boxes.tensor)
-
-
-def matched_instances(record: dict[str, Any], results: list[dict[str, Any]]) -> tuple[Instances, Tensor]:
-    """Return an image's detections, best score first, and the (B, M, M) masks of the objects they match."""
-    results = sorted(results, key=lambda result: -result["score"])
-    objects = [a for a in record["annotations"] if not a["iscrowd"]]
-    boxes = _boxes(results)
-    classes = torch.tensor([result["category_id"] for result in results], dtype=torch.int64)
-    iou = pairwise_iou(Boxes(boxes), Boxes(_boxes(objects)))
-    iou[classes[:, None] != torch.tensor([a["category_id"] for a in objects])] = 0
-    masks = torch.ones(len(results), MASK_SIZE, MASK_SIZE, dtype=torch.bool)
-    for i in range(len(results) if objects else 0):
-        best = int(iou[i].argmax())
-        if iou[i, best] >= MATCHING_IOU:
-            masks[i : i + 1] = cut_out([objects[best]], boxes[i : i + 1])
-            iou[:, best] = 0
-    instances = Instances((record["height"], record["width"]))
-    instances.pred_boxes = Boxes(boxes)
-    instances.pred_classes = classes
-    instances.scores = torch.tensor([result["score"] for result in results])
-    return instances, masks
-
-
-def _boxes(annotations: list[dict[str, Any]]) -> Tensor:
-    boxes = [BoxMode.convert(a["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for a in annotations]
-    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+from patchdct.patch_histograms import PatchHistograms
+from patchdct.upper_bound import boxes_of, cut_out, objects_of, upper_bounds
 
 
 def load_truth(path: str) -> tuple[str, list[dict[str, Any]]]:
@@ -116,65 +55,94 @@ def load_truth(path: str) -> tuple[str, list[dict[str, Any]]]:
         records = DatasetCatalog.get(name)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as e:
         raise UserError(f"{path} is not a COCO annotation file: {type(e).__name__}: {e}") from None
-    objects = [a for record in records for a in record["annotations"] if not a["iscrowd"]]
+    objects = [a for record in records for a in objects_of(record)]
     without = sum("segmentation" not in a for a in objects)
     if without or not objects:
         raise UserError(f"{path} has no masks: {without} of its {len(objects)} objects are without")
     return name, records
 
 
-def load_results(path: str, name: str, records: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+def find_box(result: dict[str, Any], height: int, width: int) -> list[float]:
+    """Return a result's [left, top, width, height], that of its mask (RLE or polygons) if it has no other."""
+    box = result.get("bbox")
+    if box is None:
+        rle = result["segmentation"]
+        if isinstance(rle, list):
+            rle = mask_util.merge(mask_util.frPyObjects(rle, height, width))
+        elif isinstance(rle["counts"], list):
+            rle = mask_util.frPyObjects(rle, height, width)
+        box = mask_util.toBbox(rle).tolist()
+    if len(box) != 4 or not np.isfinite(box).all():
+        raise ValueError(f"its bbox {box} is not four numbers")
+    return [float(x) for x in box]
+
+
+def load_results(path: str, name: str, records: list[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
     """Read COCO results by image id, their category ids made those of the data set's classes.
 
+    Image ids may be strings of the annotations' numbers, as some tools write them.
+
     Raises:
-        UserError: if the file is missing, no list of COCO results with boxes, or of other images or categories.
+        UserError: if the file is missing, no list of COCO results with boxes or masks, or of other images or
+            categories.
     """
-    results: dict[int, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
     classes = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    images = {str(record["image_id"]): record for record in records}
+    results: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
+    fault = f"{path} does not hold COCO results for these annotations"
     try:
-        for result in json.loads(Path(path).read_text()):
-            figures = {"bbox": [float(x) for x in result["bbox"]], "score": float(result["score"])}
-            results[result["image_id"]].append({**figures, "category_id": classes[result["category_id"]]})
+        content = json.loads(Path(path).read_text())
     except OSError as e:
         raise UserError(f"cannot read detections {path}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(
-            f"{path} does not hold COCO results with boxes for the images and categories of the annotations: {e!r}"
-        ) from None
+    except ValueError as e:
+        raise UserError(f"{fault}: {e}") from None
+    if not isinstance(content, list):
+        raise UserError(f"{fault}: it is no list, but a {type(content).__name__}; are these annotations, not results?")
+    for i, result in enumerate(content):
+        try:
+            image_id, category_id, score = result["image_id"], result["category_id"], float(result["score"])
+            record = images.get(str(image_id))
+            if record is None:
+                raise ValueError(f"its image_id {image_id!r} is no image's; they have {len(images)} images")
+            if category_id not in classes:
+                raise ValueError(
+                    f"its category_id {category_id!r} is no category's of theirs: {', '.join(map(str, classes))}. "
+                    "Results have the ids of the annotations' categories, not indices of classes"
+                )
+            box = find_box(result, record["height"], record["width"])
+        except KeyError as e:
+            raise UserError(f"{fault}: result {i} has no {e}") from None
+        except (ValueError, TypeError) as e:
+            raise UserError(f"{fault}: result {i}: {e}") from None
+        results[record["image_id"]].append({"bbox": box, "score": score, "category_id": classes[category_id]})
     return results
 
 
-def evaluate(name: str, records: list[dict[str, Any]], results: dict[int, list] | None) -> list[dict[str, Any]]:
-    """Return the rows of the table."""
-    rows = []
-    with tqdm(total=len(REPRESENTATIONS) * len(records), unit="image") as progress:
-        for patch_size, vector_dim in REPRESENTATIONS:
-            progress.set_description(f"{patch_size} x {patch_size}, {vector_dim}")
-            evaluator = COCOInstanceEvaluator(name, tasks=("segm", "boundary"), distributed=False)
-            evaluator.reset()
-            for record in records:
-                instances, masks = (
-                    true_instances(record)
-                    if results is None
-                    else matched_instances(record, results[record["image_id"]])
-                )
-                soft = reconstruct(masks, patch_size, vector_dim)
-                instances.pred_masks = paste_masks_in_image(soft, instances.pred_boxes, instances.image_size)
-                evaluator.process([record], [{"instances": instances}])
-                progress.update()
-            metrics = evaluator.evaluate()
-            row = {"resolution": MASK_SIZE, "patch_size": patch_size, "dim": vector_dim}
-            rows.append({**row, "AP": metrics["segm"]["AP"], "AP_B": metrics["boundary"]["AP"]})
-    return rows
+def write_histograms(path: Path, records: list[dict[str, Any]]) -> PatchHistograms:
+    """Draw Figure 3 of all objects in their true boxes, and write its numbers beside it as JSON."""
+    histograms = PatchHistograms()
+    for record in tqdm(records, desc="histograms", unit="image"):
+        objects = objects_of(record)
+        histograms.add(cut_out(objects, boxes_of(objects)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    histograms.draw(path)
+    path.with_suffix(".json").write_text(json.dumps(histograms.to_json()) + "\n")
+    return histograms
 
 
-def main(args: argparse.Namespace) -> list[dict[str, Any]]:
-    name, records = load_truth(args.annotations)
-    rows = evaluate(name, records, load_results(args.detections, name, records) if args.detections else None)
-    table = Table(
-        title=f"Upper bound of AP, {'matched detections' if args.detections else 'ground-truth boxes'}",
-        box=box_styles.SIMPLE_HEAD,
-    )
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raise UserError for file names that cannot be used, before minutes are spent."""
+    if not args.histograms:
+        return
+    kinds = Figure().canvas.get_supported_filetypes()
+    if args.histograms.suffix.lstrip(".").lower() not in kinds:
+        raise UserError(f"--histograms {args.histograms} is no picture; its name may end in .{', .'.join(kinds)}")
+    if args.json and args.json.resolve() == args.histograms.with_suffix(".json").resolve():
+        raise UserError(f"--json {args.json} is where --histograms writes its numbers; choose another name")
+
+
+def print_table(rows: list[dict[str, Any]], title: str) -> None:
+    table = Table(title=title, box=box_styles.SIMPLE_HEAD)
     for column in ("Resolution", "Patch size", "Dim.", "AP", "AP_B"):
         table.add_column(column, justify="right")
     for row in rows:
@@ -182,6 +150,18 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         table.add_row(*sides, str(row["dim"]), f"{row['AP']:.2f}", f"{row['AP_B']:.2f}")
     # A pipe or file has no width of its own
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def main(args: argparse.Namespace) -> list[dict[str, Any]]:
+    check_outputs(args)
+    name, records = load_truth(args.annotations)
+    results = load_results(args.detections, name, records) if args.detections else None
+    if args.histograms:
+        histograms = write_histograms(args.histograms, records)
+        counts = ", ".join(f"{count:,} {label}" for label, count in histograms.patches().items())
+        print(f"Patches of {histograms.num_masks:,} masks: {counts}; {args.histograms}")
+    rows = list(upper_bounds(name, records, results))
+    print_table(rows, f"Upper bound of AP, {'matched detections' if args.detections else 'ground-truth boxes'}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
     return rows
@@ -192,6 +172,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotations", required=True, metavar="FILE", help="COCO JSON with the ground truth")
     parser.add_argument("--detections", metavar="FILE", help="COCO results whose boxes to use, not the truth's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table's rows to this file")
+    parser.add_argument("--histograms", type=Path, metavar="FILE.png", help="also draw Figure 3, numbers in FILE.json")
     return parser
 
 

@@ -150,13 +150,13 @@ def _pen(width: int, height: int) -> np.ndarray:
     return np.array([2.0, max(3.2, 0.003 * max(width, height))])
 
 
-def _foreground(rng: Generator, width: int, height: int) -> Outline:
+def _foreground(rng: Generator, width: int, height: int, body: str | None) -> Outline:
     """Return the object's outline in pixels, stretched towards the image's aspect."""
     scale = np.sqrt(rng.uniform(*_COVER) * width * height / np.pi)
     stretch = np.array([width / height, height / width]) ** 0.5
     centre = (0.5 + rng.uniform(-0.06, 0.06, 2)) * (width, height)
     pen = _pen(width, height) / scale
-    outline = draw_object(rng, (pen[0], pen[1]), 1 / scale, structures=int(rng.integers(3, 6)))
+    outline = draw_object(rng, (pen[0], pen[1]), 1 / scale, structures=int(rng.integers(3, 6)), body=body)
     return [(polygon * scale * stretch + centre, fills) for polygon, fills in outline]
 
 
@@ -187,11 +187,13 @@ def _clutter(rng: Generator, occupied: np.ndarray, body: _Material, width: int, 
     return layers
 
 
-def _scene(rng: Generator, width: int, height: int) -> tuple[_Material, list[_Layer], np.ndarray]:
+def _scene(
+    rng: Generator, width: int, height: int, body_kind: str | None = None
+) -> tuple[_Material, list[_Layer], np.ndarray]:
     """Return the ground, the layers from back to front, the object last, and its shadow (h, w) as a thumbnail."""
     object_rng, colour_rng, clutter_rng = rng.spawn(3)
     longer = max(width, height)
-    outline = _foreground(object_rng, width, height)
+    outline = _foreground(object_rng, width, height, body_kind)
     first = _colour(colour_rng)
     body = _material(colour_rng, np.stack([first, 0.65 * first + 0.35 * _colour(colour_rng)]), longer)
     ground = _material(colour_rng, _two_colours(colour_rng, 0.5, body.colours), longer)
@@ -202,15 +204,16 @@ def _scene(rng: Generator, width: int, height: int) -> tuple[_Material, list[_La
     return ground, [*layers, _layer(outline, body)], shadow
 
 
-def draw_pair(seed: int, index: int, width: int, height: int) -> Pair:
+def draw_pair(seed: int, index: int, width: int, height: int, body: str | None = None) -> Pair:
     """Draw image ``index`` of the endless sequence that ``seed`` names, in ``width`` x ``height`` pixels.
 
-    The result depends on the four arguments alone. The same pair at another resolution of the same aspect shows the
+    The result depends on the arguments alone; ``body``, one of :data:`.synthetic_outlines.BODIES`, fixes the kind of
+    shape that the object has, which otherwise is any. The same pair at another resolution of the same aspect shows the
     same object, with thinner structures where there are more pixels. A pixel belongs to the mask where the object
     covers half of it or more.
     """
     rng = np.random.default_rng([seed, index])
-    ground, layers, shadow = _scene(rng, width, height)
+    ground, layers, shadow = _scene(rng, width, height, body)
     noises = _Noises(fractal_noise(rng, 512, 4), fractal_noise(rng, 544, 68)[16:-16, 16:-16])
     factor = shadow.shape[1] / width
     # Light comes from the upper left.

@@ -1,14 +1,16 @@
 """The synthetic data sets of refinement as files, made on first use, and their registration in Detectron2.
 
-A name `synthetic_refinement_{train|val}[_{images}][_{width}x{height}]` is a data set: `synthetic_refinement_train`
-(400 images of 320 x 240 pixels), `synthetic_refinement_val` (40), `synthetic_refinement_val_4_6000x4000`. Its files are
+A name `synthetic_refinement_{train|val}[_{body}][_{images}][_{width}x{height}]` is a data set:
+`synthetic_refinement_train` (400 images of 320 x 240 pixels), `synthetic_refinement_val` (40),
+`synthetic_refinement_val_4_6000x4000`, `synthetic_refinement_val_star_10`. A body, `blob`, `polygon`, `star` or
+`castle`, makes a category: all objects have that shape. Its files are
 
     $DETECTRON2_DATASETS/synthetic_refinement/train_<images>_<width>x<height>/000001.jpg, 000001.png (truth), ...
     $DETECTRON2_DATASETS/synthetic_refinement/val_<images>_<width>x<height>/000001_im.jpg, 000001_gt.png (truth),
                                                                           000001_seg.png (coarse mask), ...
 
-so that these folders can also serve as a user's own in ``DATASETS.REFINEMENT``. A smaller data set of the same split
-and size holds the first images of a larger one.
+(with a body `train_<body>_<images>_...`), so that these folders can also serve as a user's own in
+``DATASETS.REFINEMENT``. A smaller data set of the same split, body and size holds the first images of a larger one.
 """
 
 import re
@@ -26,9 +28,12 @@ from patchdct.errors import UserError
 from .datasets import make_dicts
 from .pairs import find_pairs
 from .synthetic import DRAWING_VERSION, draw_pair
+from .synthetic_outlines import BODIES
 
 COLLECTION = "synthetic_refinement"
-_NAME = re.compile(COLLECTION + r"_(train|val)(?:_([1-9]\d*))?(?:_([1-9]\d*)x([1-9]\d*))?")
+_NAME = re.compile(
+    COLLECTION + rf"_(train|val)(?:_({'|'.join(BODIES)}))?" + r"(?:_([1-9]\d*))?(?:_([1-9]\d*)x([1-9]\d*))?"
+)
 _IMAGES = {"train": 400, "val": 40}
 _SEEDS = {"train": 1, "val": 2}
 _WIDTH, _HEIGHT, _SMALLEST, _LARGEST = 320, 240, 64, 6000
@@ -38,17 +43,19 @@ _COARSE_NOISE = 0.2
 
 
 class SyntheticSpec(NamedTuple):
-    """What a name stands for: the split, the number of images, and their width and height in pixels."""
+    """What a name stands for: the split, the number of images, their width and height in pixels, the kind of body."""
 
     split: str
     images: int
     width: int
     height: int
+    body: str | None = None
 
     @property
     def folder(self) -> Path:
         """Where the files are, in the folder of data sets of this moment."""
-        return datasets_root() / COLLECTION / f"{self.split}_{self.images}_{self.width}x{self.height}"
+        split = self.split if self.body is None else f"{self.split}_{self.body}"
+        return datasets_root() / COLLECTION / f"{split}_{self.images}_{self.width}x{self.height}"
 
 
 def is_synthetic_name(name: str) -> bool:
@@ -57,15 +64,15 @@ def is_synthetic_name(name: str) -> bool:
 
 
 def parse_synthetic_name(name: str) -> SyntheticSpec:
-    """Read a name `synthetic_refinement_{train|val}[_{images}][_{width}x{height}]`; raise UserError if it is not."""
+    """Read a data set's name, in the form that this module's docstring gives; raise UserError if it is not."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(
-            f"'{name}' is no data set: names are {COLLECTION}_{{train|val}}[_{{images}}][_{{width}}x{{height}}], "
-            f"such as {COLLECTION}_train, {COLLECTION}_val_10 or {COLLECTION}_val_4_2560x1706"
+            f"'{name}' is no data set: names are {COLLECTION}_{{train|val}}[_{{{'|'.join(BODIES)}}}][_{{images}}]"
+            f"[_{{width}}x{{height}}], such as {COLLECTION}_train, {COLLECTION}_val_10 or {COLLECTION}_val_4_2560x1706"
         )
-    split, images, width, height = match.groups()
-    spec = SyntheticSpec(split, int(images or _IMAGES[split]), int(width or _WIDTH), int(height or _HEIGHT))
+    split, body, images, width, height = match.groups()
+    spec = SyntheticSpec(split, int(images or _IMAGES[split]), int(width or _WIDTH), int(height or _HEIGHT), body)
     if not _SMALLEST <= min(spec.width, spec.height) <= max(spec.width, spec.height) <= _LARGEST:
         raise UserError(
             f"'{name}' asks for {spec.width} x {spec.height} pixels: sides may have {_SMALLEST} to {_LARGEST}"
@@ -106,7 +113,7 @@ def _write(spec: SyntheticSpec, folder: Path) -> None:
     """Draw all images of a data set into an empty folder."""
     seed = _SEEDS[spec.split]
     for index in tqdm(range(spec.images), desc=f"drawing {spec.folder.name}", unit="image", mininterval=1):
-        pair = draw_pair(seed, index, spec.width, spec.height)
+        pair = draw_pair(seed, index, spec.width, spec.height, spec.body)
         name = f"{index + 1:06d}"
         if spec.split == "train":
             write_jpeg(folder / f"{name}.jpg", pair.image)

@@ -15,6 +15,8 @@ from patchdct.data.shapes import Outline, bend, circle, polar, stroke, subdivide
 
 Pen = tuple[float, float]
 
+BODIES = ("blob", "polygon", "star", "castle")
+
 _ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)
 _SMOOTH_STEP = 0.01  # between the points of thin strokes, in units; only long waves bend them
 
@@ -37,9 +39,11 @@ def _path(start: np.ndarray, heading: float, length: float, curl: float = 0.0, w
     return start + np.cumsum(steps, axis=0) - steps[0]
 
 
-def _body(rng: Generator) -> np.ndarray:
+def _body(rng: Generator, body: str | None = None) -> np.ndarray:
     """Return the (720,) radii of a blob, a polygon, a star with concave corners, or a castle of steps."""
-    kind, phase = int(rng.integers(4)), rng.uniform(0, 2 * np.pi)
+    kind, phase = int(rng.integers(len(BODIES))), rng.uniform(0, 2 * np.pi)
+    if body is not None:
+        kind = BODIES.index(body)
     angle = _ANGLES + phase
     if kind == 0:
         waves = [rng.uniform(-0.35, 0.35) / k * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 7)]
@@ -205,7 +209,7 @@ def _bent(outline: Outline, rng: Generator, pixel: float) -> Outline:
     return bent
 
 
-def draw_object(rng: Generator, pen: Pen, pixel: float, structures: int) -> Outline:
+def draw_object(rng: Generator, pen: Pen, pixel: float, structures: int, body: str | None = None) -> Outline:
     """Draw the outline of an object whose body has the area of the unit disk.
 
     Args:
@@ -213,8 +217,9 @@ def draw_object(rng: Generator, pen: Pen, pixel: float, structures: int) -> Outl
         pen: the least and the largest width of its thin strokes, in units.
         pixel: the length of one pixel, in units; the body's edge is bent by waves down to some 16 of them.
         structures: how many kinds of thin structures stand out of it; it also gets up to two windows and slits.
+        body: one of ``BODIES``; any of them if it is not given.
     """
-    radius = _body(rng)
+    radius = _body(rng, body)
     outline: Outline = [(polar(radius, _ANGLES), True)]
     for k in rng.permutation(len(_OUTER))[:structures]:
         outline += _OUTER[k](rng, radius, pen)

@@ -23,7 +23,11 @@ def boundary_width(height: int, width: int, dilation_ratio: float = DILATION_RAT
     return max(1, round(dilation_ratio * math.sqrt(height**2 + width**2)))
 
 
-def _subtract_erosion(mask: np.ndarray, times: int) -> np.ndarray:
+def subtract_erosion(mask: np.ndarray, times: int) -> np.ndarray:
+    """Take from an (H, W) uint8 mask of zeros and ones, or a part of one that has all its ones, the boundary.
+
+    ``times`` is the :func:`boundary_width` of the whole image.
+    """
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     return mask - cv2.erode(padded, _KERNEL, iterations=times)[1:-1, 1:-1]
 
@@ -40,7 +44,7 @@ def mask_to_boundary(mask: np.ndarray, dilation_ratio: float = DILATION_RATIO) -
     """
     binary = np.ascontiguousarray(mask != 0, dtype=np.uint8)
     height, width = mask.shape
-    return _subtract_erosion(binary, boundary_width(height, width, dilation_ratio)).astype(bool)
+    return subtract_erosion(binary, boundary_width(height, width, dilation_ratio)).astype(bool)
 
 
 def rle_to_boundary(rle: dict[str, Any], dilation_ratio: float = DILATION_RATIO) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def rle_to_boundary(rle: dict[str, Any], dilation_ratio: float = DILATION_RATIO)
         return rle  # too thin for anything to be left by the erosion
     pixels = mask_util.decode(rle)
     box = pixels[top : top + height, left : left + width]
-    box[...] = _subtract_erosion(box, times)
+    box[...] = subtract_erosion(box, times)
     return mask_util.encode(pixels)
 
 

@@ -9,6 +9,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as mask_util
 
 from .boundary import DILATION_RATIO, rle_to_boundary
+from .submission import write_submission
 
 TASKS = ("bbox", "segm", "boundary")
 
@@ -45,7 +46,8 @@ class COCOInstanceEvaluator(COCOEvaluator):
     ``evaluate()`` returns {"bbox": metrics, "segm": metrics, "boundary": metrics}, each with Detectron2's names: AP,
     AP50, AP75, APs, APm, APl and AP-<class>, from 0 to 100. As in Detectron2 they are NaN where there is no detection
     at all, or no ground truth of that size or class. ``coco_instances_results.json`` in output_dir holds the
-    detections; for ground truth without annotations (image_info files of test sets) that is all. Sizes are areas of
+    detections; for ground truth without annotations (image_info files of test sets) that is all, but for the zip that
+    :func:`.submission.write_submission` makes of them. Sizes are areas of
     the box for box AP, else of the mask, and those in the JSON for ground truth. Keypoints are not evaluated.
 
     Args:
@@ -54,6 +56,7 @@ class COCOInstanceEvaluator(COCOEvaluator):
             ground truth have none.
         distributed: gather the detections of all processes; only the main process gets results.
         output_dir: folder for the detections, made if missing; None writes none.
+        submission_name: of the method, for the zip.
     """
 
     def __init__(
@@ -62,27 +65,34 @@ class COCOInstanceEvaluator(COCOEvaluator):
         tasks: Sequence[str] | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
+        submission_name: str = "model",
     ):
         unknown = set(tasks or ()) - set(TASKS)
         if unknown:
             raise ValueError(f"unknown evaluation tasks {sorted(unknown)}; there are {TASKS}")
         super().__init__(dataset_name, (), distributed, output_dir)
-        self._wanted = tasks
+        self._wanted, self._submission_name = tasks, submission_name
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> Sequence[str]:
         return ()  # Detectron2 maps class ids and writes the results; what it would evaluate itself is none
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[Any] | None = None) -> None:
         super()._eval_predictions(predictions, img_ids)
-        if not self._do_evaluation:
-            return
         results = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
+        if not self._do_evaluation:
+            self._submit(results, [p["image_id"] for p in predictions])
+            return
         truth = _GroundTruth.of(self._coco_api.dataset)
         for task in self._tasks_for(results, truth.coco):
             label = _BoundaryLabel("segm") if task == "boundary" else task
             # Detectron2 takes None as "no detections", and says so
             evaluation = self._evaluate_task(task, results, truth, img_ids) if results else None
             self._results[task] = self._derive_coco_results(evaluation, label, self._metadata.get("thing_classes"))
+
+    def _submit(self, results: list[dict[str, Any]], processed: list[Any]) -> None:
+        if self._output_dir:
+            truth, json_file = self._coco_api.dataset, self._metadata.json_file
+            write_submission(results, truth, processed, json_file, self._submission_name, self._output_dir)
 
     def _tasks_for(self, results: list[dict[str, Any]], truth: COCO) -> Sequence[str]:
         tasks = self._wanted or TASKS

@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from airm.data import synthetic, synthetic_dataset
 from airm.data.synthetic import Pair, draw_pair
 from airm.data.synthetic_dataset import coarse_mask, is_synthetic_name, make_synthetic, register_synthetic
+from airm.data.synthetic_outlines import BODIES, _body
 from patchdct.errors import UserError
 
 
@@ -154,6 +156,20 @@ def test_large_images_need_little_memory_beyond_themselves() -> None:
     assert peak < pair.image.nbytes + pair.mask.nbytes + 60 * 2**20
 
 
+def test_the_kind_of_body_can_be_chosen() -> None:
+    rng = np.random.default_rng
+    bodies = {kind: [_body(rng(seed), kind) for seed in range(8)] for kind in BODIES}
+    # A castle has walls at two heights alone, a star's edges are straight between them, a polygon's teeth are few
+    assert all(len(np.unique(radius.round(6))) == 2 for radius in bodies["castle"])
+    assert all(len(np.unique(radius.round(6))) > 50 for kind in ("blob", "polygon", "star") for radius in bodies[kind])
+    jumps = {kind: np.mean([np.abs(np.diff(radius, 2)).max() for radius in bodies[kind]]) for kind in BODIES}
+    assert jumps["blob"] < jumps["polygon"] < jumps["castle"] and jumps["blob"] < jumps["star"] < jumps["castle"]
+    drawn = [_body(rng(seed)) for seed in range(8)]
+    assert all(any((radius == bodies[kind][seed]).all() for kind in BODIES) for seed, radius in enumerate(drawn))
+    plain, star, castle = (draw_pair(3, 1, 96, 72, body) for body in (None, "star", "castle"))
+    assert (star.mask != castle.mask).any() and (plain.mask == draw_pair(3, 1, 96, 72).mask).all()
+
+
 # ---------------------------------------------------------------- coarse masks
 
 
@@ -203,6 +219,8 @@ def test_a_line_has_no_coarse_mask_and_a_square_keeps_its_place() -> None:
         ("synthetic_refinement_train_50", "train_50_320x240"),
         ("synthetic_refinement_val_6000x4000", "val_40_6000x4000"),
         ("synthetic_refinement_val_3_640x480", "val_3_640x480"),
+        ("synthetic_refinement_val_star", "val_star_40_320x240"),
+        ("synthetic_refinement_train_blob_3_640x480", "train_blob_3_640x480"),
     ],
 )
 def test_names(name: str, folder: str, root: Path) -> None:
@@ -268,10 +286,10 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(root: Path) -> None:
 
 
 def test_an_interrupted_run_leaves_no_data_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(seed: int, index: int, width: int, height: int) -> Pair:
+    def draw(seed: int, index: int, *size_and_body: Any) -> Pair:
         if index == 1:
             raise KeyboardInterrupt
-        return draw_pair(seed, index, width, height)
+        return draw_pair(seed, index, *size_and_body)
 
     monkeypatch.setattr(synthetic_dataset, "draw_pair", draw)
     with pytest.raises(KeyboardInterrupt):

@@ -310,6 +310,28 @@ def test_checkpoint_that_cannot_be_used(tmp_path, capsys, trained, kind):
     expect_message(capsys, str(weights))
 
 
+def test_evaluation_of_a_model_that_would_be_partly_random(tmp_path, capsys, trained):
+    for opts, part in (
+        (
+            [
+                "MODEL.WEIGHTS",
+                str(trained / "model_final.pth"),
+                "MODEL.ROI_MASK_HEAD.PATCH_SIZE",
+                "16",
+                "MODEL.ROI_MASK_HEAD.PATCH_CLASSES",
+                "2",
+            ],
+            "stay random",
+        ),
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS"),
+        (["--resume", "MODEL.WEIGHTS", ""], "--resume"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            call("--eval-only", *opts, "OUTPUT_DIR", str(tmp_path / "out"))
+        assert exit_.value.code == 1
+        expect_message(capsys, part)
+
+
 @pytest.mark.parametrize(
     ("opts", "part"),
     [

@@ -1,6 +1,7 @@
-"""The upper bound of mask representations: answers known beforehand on synthetic sets."""
+"""The upper bound of mask representations: answers known beforehand on synthetic sets, and the paper's on real ones."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,10 @@ import torch
 from pycocotools import mask as mask_util
 
 from patchdct.cli import run
+from patchdct.dct import DCTMaskCodec
+from patchdct.patch_histograms import PatchHistograms
+from patchdct.patches import PatchLabel
+from patchdct.upper_bound import ImageMasks, cut_out, reconstruct
 from tests.testing import disc, load_tool
 
 SIZE = 160
@@ -103,27 +108,27 @@ def test_squares_on_the_pixel_grid_survive_everything(tool, write):
     assert {row["AP_B"] for row in rows.values()} == {100.0}
 
 
-def test_full_length_vectors_and_binary_grid_change_nothing(tool):
+def test_full_length_vectors_and_binary_grid_change_nothing():
     masks = torch.rand(3, 112, 112, generator=torch.Generator().manual_seed(0)) > 0.5
     masks[1] = False
     for patch_size, vector_dim in ((1, 1), (8, 64), (112, 112**2)):
-        assert torch.allclose(tool.reconstruct(masks, patch_size, vector_dim), masks.float(), atol=1e-4)
-    assert not torch.allclose(tool.reconstruct(masks, 8, 6), masks.float(), atol=0.2)
+        assert torch.allclose(reconstruct(masks, DCTMaskCodec(patch_size, vector_dim)), masks.float(), atol=1e-4)
+    assert not torch.allclose(reconstruct(masks, DCTMaskCodec(8, 6)), masks.float(), atol=0.2)
 
 
-def test_uniform_patches_do_not_pass_through_the_codec(tool):
+def test_uniform_patches_do_not_pass_through_the_codec():
     masks = disc(112, 112, (56, 56), 40)[None]
-    soft = tool.reconstruct(masks, 8, 3)
+    soft = reconstruct(masks, DCTMaskCodec(8, 3))
     assert (soft[0, :8, :8] == 0).all() and (soft[0, 48:64, 48:64] == 1).all()
 
 
-def test_polygons_and_rle_are_cut_out_alike(tool):
+def test_polygons_and_rle_are_cut_out_alike():
     annotation = round_annotation((80, 80), 40)
     box = torch.tensor([[30.0, 30.0, 140.0, 140.0]])
     angles = np.linspace(0, 2 * np.pi, 200)
     points = 80.5 + 40.5 * np.stack([np.cos(angles), np.sin(angles)], 1)
     polygon = {"segmentation": [points.flatten()]}
-    a, b = tool.cut_out([annotation, polygon], box.repeat(2, 1))
+    a, b = cut_out([annotation, polygon], box.repeat(2, 1))
     assert a.any() and (a & b).sum() / (a | b).sum() > 0.97
 
 
@@ -165,14 +170,18 @@ def test_match_is_greedy_by_score_within_image_and_class(tool, write):
         detection(1, [90, 90, 40, 40], 0.6),
     ]
     loaded = [{**r, "category_id": 1} for r in reversed(results)]
-    instances, masks = tool.matched_instances(records[0], loaded)
-    assert instances.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
-    widths = masks.any(1).sum(1).tolist()
-    assert widths[0] == 112 and 80 < widths[1] < 90 and widths[2:] == [112, 112]
-    empty, no_masks = tool.matched_instances(records[1], [])
-    assert len(empty) == 0 and no_masks.shape == (0, 112, 112)
-    lonely, masks = tool.matched_instances(records[1], loaded[:1])
-    assert len(lonely) == 1 and masks.all()
+    image = ImageMasks.of_detections(records[0], loaded)
+    assert image.instances.scores.tolist() == pytest.approx([0.9, 0.8])
+    widths = image.masks.any(1).sum(1).tolist()
+    assert widths[0] == 112 and 80 < widths[1] < 90
+    assert [other["score"] for other in image.others] == [0.7, 0.6]
+    assert [mask_util.toBbox(other["segmentation"]).tolist() for other in image.others] == [
+        other["bbox"] for other in image.others
+    ]
+    empty = ImageMasks.of_detections(records[1], [])
+    assert empty.masks.shape == (0, 112, 112) and empty.results(DCTMaskCodec(8, 6)) == []
+    lonely = ImageMasks.of_detections(records[1], loaded[:1])
+    assert len(lonely.instances) == 0 and len(lonely.results(DCTMaskCodec(8, 6))) == 1
 
 
 @pytest.mark.parametrize(
@@ -204,11 +213,148 @@ def test_annotations_without_masks_end_in_one_message(tool, write, capsys):
     assert "1 of its 1 objects are without" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT is not set")
+def test_distances_between_rows_are_those_of_table_1(tool, capsys):
+    folder = Path(os.environ["REAL_DATA_ROOT"], "coco_eval")
+    # 100 images, and detections that COCO's API comes with, which have masks and no boxes
+    annotations, detections = (
+        folder / "instances_val2014_100.json",
+        folder / "instances_val2014_fakesegm100_results.json",
+    )
+    if not (annotations.is_file() and detections.is_file()):
+        pytest.skip(f"{folder} has not the example results of COCO's API")
+    rows = bound(tool, str(annotations), None, "--detections", str(detections))
+    losses = {key: rows[1, 1]["AP"] - row["AP"] for key, row in rows.items()}
+    paper = {(1, 1): 57.6, (8, 3): 55.8, (8, 6): 57.1, (8, 9): 57.5, (8, 12): 57.5, (112, 200): 55.8, (112, 300): 56.4}
+    assert losses == pytest.approx({key: paper[1, 1] - ap for key, ap in paper.items()}, abs=0.3)
+
+
+def rectangle(left: int, top: int, width: int, height: int) -> np.ndarray:
+    mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
+    mask[top : top + height, left : left + width] = 1
+    return mask
+
+
+def runs(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed RLE counts: lengths of runs in column order, of zeros first."""
+    pixels = mask.flatten(order="F")
+    changes = np.flatnonzero(np.diff(pixels, prepend=0, append=1 - pixels[-1:]))
+    return np.diff(changes, prepend=0).tolist()
+
+
+@pytest.mark.parametrize("form", ["RLE", "uncompressed RLE", "polygons"])
+def test_results_without_boxes_have_those_of_their_masks(tool, write, form):
+    mask = rectangle(20, 30, 56, 40)
+    rle = mask_util.encode(mask)
+    segmentation = {
+        "RLE": {"size": [SIZE, SIZE], "counts": rle["counts"].decode()},
+        "uncompressed RLE": {"size": [SIZE, SIZE], "counts": runs(mask)},
+        "polygons": [[20, 30, 40, 30, 40, 70, 20, 70], [50, 30, 76, 30, 76, 70, 50, 70]],
+    }[form]
+    result = {"segmentation": segmentation, "category_id": 9, "score": 0.5}
+    assert tool.find_box(result, SIZE, SIZE) == [20, 30, 56, 40]
+    path = write([square(20, 30, 40)])
+    name, records = tool.load_truth(path)
+    Path(path).with_name("results.json").write_text(json.dumps([{**result, "image_id": 1}]))
+    loaded = tool.load_results(str(Path(path).with_name("results.json")), name, records)
+    assert loaded == {1: [{"bbox": [20, 30, 56, 40], "score": 0.5, "category_id": 1}]}
+
+
+def test_image_ids_of_results_may_be_strings(tool, write):
+    rows = bound(tool, write([square(20, 20, 56)], []), [{**detection(1, [20, 20, 56, 56], 0.5), "image_id": "1"}])
+    assert rows[1, 1]["AP"] == 100.0
+
+
 @pytest.mark.parametrize(
-    "bad", [detection(77, [0, 0, 9, 9], 0.5), detection(1, [0, 0, 9, 9], 0.5, 5), {"image_id": 1, "category_id": 9}]
+    ("bad", "part"),
+    [
+        (detection(77, [0, 0, 9, 9], 0.5), "image_id 77"),
+        (detection(1, [0, 0, 9, 9], 0.5, 5), "category_id 5 is no category's of theirs: 4, 9."),
+        ({"image_id": 1, "category_id": 9}, "has no 'score'"),
+        ({"image_id": 1, "category_id": 9, "score": 0.5}, "has no 'segmentation'"),
+        (detection(1, [0, 0, 9], 0.5), "[0, 0, 9] is not four numbers"),
+        (detection(1, [0, 0, "a", 1], 0.5), "result 1: "),
+        ({"image_id": 1, "category_id": 9, "score": 0.5, "segmentation": 3}, "result 1: "),
+        ("text", "result 1: "),
+    ],
 )
-def test_detections_of_other_images_or_classes_or_without_boxes_end_in_one_message(tool, write, capsys, bad):
+def test_bad_detections_end_in_one_message(tool, write, capsys, bad, part):
     with pytest.raises(SystemExit) as e:
-        bound(tool, write([square(20, 20, 56)]), [bad])
+        bound(tool, write([square(20, 20, 56)]), [detection(1, [20, 20, 56, 56], 0.5), bad])
     assert e.value.code == 1
-    assert "detections.json does not hold COCO results" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "detections.json does not hold COCO results" in error and part in error and "result 1" in error
+
+
+@pytest.mark.parametrize(("content", "part"), [("{", "Expecting"), ('{"images": []}', "it is no list, but a dict")])
+def test_detections_that_are_no_results_end_in_one_message(tool, write, capsys, content, part):
+    path = write([square(20, 20, 56)])
+    Path(path).with_name("other.json").write_text(content)
+    with pytest.raises(SystemExit):
+        bound(tool, path, None, "--detections", str(Path(path).with_name("other.json")))
+    assert part in capsys.readouterr().err.splitlines()[-1]
+
+
+def nonzero(histograms: PatchHistograms, label: PatchLabel) -> list[dict[float, int]]:
+    """The bins of each element that are not empty, by the value in their middle."""
+    return [
+        {value: count for value, count in zip(centers.tolist(), counts.tolist(), strict=True) if count}
+        for centers, counts in zip(histograms.centers, histograms.counts[label], strict=True)
+    ]
+
+
+def test_histograms_of_patches_with_known_vectors():
+    masks = torch.zeros(2, 24, 24, dtype=torch.bool)
+    masks[0, :, :4] = True  # the left halves of three patches
+    masks[1, 8:16] = True  # three whole patches
+    histograms = PatchHistograms()
+    for mask in masks:
+        histograms.add(mask[None])
+    assert histograms.num_masks == 2
+    assert histograms.patches() == {"background": 12, "mixed": 3, "foreground": 3}
+    nothing = {0.0: 12}
+    assert nonzero(histograms, PatchLabel.BACKGROUND) == [nothing] * 6
+    # By Eq. 1 a foreground patch has the patch's side as first element, and nothing else
+    assert nonzero(histograms, PatchLabel.FOREGROUND) == [{8.0: 3}] + [{0.0: 3}] * 5
+    # A left half: 32 pixels / 8; then, along the rows, sqrt(8) / 2 times the sum of cos((2x + 1) pi / 16) over 4 pixels
+    along = np.sqrt(8) / 2 * np.cos((2 * np.arange(4) + 1) * np.pi / 16).sum()
+    assert along == pytest.approx(3.6245, abs=1e-4)  # in the bin around 3.625
+    assert nonzero(histograms, PatchLabel.MIXED) == [{4.0: 3}, {3.625: 3}] + [{0.0: 3}] * 4
+
+
+def test_no_patch_falls_out_of_the_histograms():
+    codec = DCTMaskCodec(8, 64)
+    basis = codec.decode(torch.eye(64))
+    extremes = torch.cat([basis > 0, basis < 0])[..., None, :, :].flatten(0, 1)
+    vectors = codec.encode(extremes)
+    histograms = PatchHistograms(8, 64)
+    assert (vectors >= histograms.centers[:, 0] - 1e-4).all() and (vectors <= histograms.centers[:, -1] + 1e-4).all()
+    histograms.add(extremes)
+    assert (histograms.counts.sum((0, 2)) == 128).all()
+
+
+def test_histograms_of_a_data_set(tool, write, tmp_path, capsys):
+    path = write([square(10, 20, 56), square(90, 90, 28), round_annotation((80, 80), 60, iscrowd=1)], [])
+    picture = tmp_path / "new" / "figure.png"
+    bound(tool, path, None, "--histograms", str(picture))
+    content = json.loads(picture.with_suffix(".json").read_text())
+    # 14 x 14 patches of each square, none of the crowd region
+    assert content["masks"] == 2 and content["patches"] == {"background": 0, "mixed": 0, "foreground": 392}
+    assert content["bin_centers"][0][-1] == 8.0 and content["counts"]["foreground"][0][-1] == 392
+    assert [len(content["counts"]["mixed"]), len(content["counts"]["mixed"][5])] == [6, 65]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "392 foreground" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--histograms", "figure.json"], "is no picture"),
+        (["--histograms", "a/figure.png", "--json", "a/figure.json"], "choose another name"),
+    ],
+)
+def test_file_names_that_cannot_be_used_are_told_at_once(tool, capsys, options, message):
+    with pytest.raises(SystemExit):
+        bound(tool, "never_read.json", None, *options)
+    assert message in capsys.readouterr().err

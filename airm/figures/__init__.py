@@ -1,0 +1,19 @@
+"""What AIRM's figures show, as numbers and as pictures: ``tools/draw_airm_figures.py`` is their command line."""
+
+from .inputs import load_dicts, read_samples
+from .maps import PositionMaps, position_maps
+from .parameters import predict_parameters, reduce_parameters
+from .runs import Run, category_rows, kernel_size_rows, read_run
+
+__all__ = [
+    "PositionMaps",
+    "Run",
+    "category_rows",
+    "kernel_size_rows",
+    "load_dicts",
+    "position_maps",
+    "predict_parameters",
+    "read_run",
+    "read_samples",
+    "reduce_parameters",
+]

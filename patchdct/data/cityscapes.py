@@ -1,0 +1,245 @@
+"""Instances of Cityscapes (Cordts et al., CVPR 2016) from its own files, on any Detectron2.
+
+Detectron2 registers `cityscapes_fine_instance_seg_{train,val,test}` with a loader of polygons, which in its newest
+versions needs a module that is not public. :func:`register_cityscapes` gives these names a loader of exact masks, from
+
+    $DETECTRON2_DATASETS/cityscapes/leftImg8bit/<split>/<city>/*_leftImg8bit.png
+    $DETECTRON2_DATASETS/cityscapes/gtFine/<split>/<city>/*_gtFine_instanceIds.png
+
+Reading the masks takes minutes, so they are kept in a COCO JSON, `cityscapes/instances_rle_<split>.json`, which is made
+anew when an annotation file changes. Where that folder cannot be written, it is in iopath's cache.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from iopath.common.file_io import file_lock, get_cache_dir
+from PIL import Image
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+from ..errors import UserError
+from .drawn_files import datasets_root
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CITYSCAPES_CLASSES = {
+    "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
+}  # fmt: skip
+"""Label id of each evaluated class. Pixels of an instance have 1000 times that plus its number, of a group the id."""
+
+_PREFIX = "cityscapes_fine_instance_seg_"
+_PUBLISHED_SIZES = {"train": 2975, "val": 500, "test": 1525}
+_IMAGE, _ANNOTATION = "_leftImg8bit.png", "_gtFine_instanceIds.png"
+_VERSION = 1  # of the JSON's content
+_MOST_WORKERS, _IMAGES_PER_WORKER = 16, 20
+
+
+class CityscapesSplit(NamedTuple):
+    """A part of Cityscapes, as registered: calling it loads its dicts in Detectron2's format."""
+
+    name: str
+    root: Path
+
+    @property
+    def split(self) -> str:
+        return self.name.removeprefix(_PREFIX)
+
+    @property
+    def image_dir(self) -> Path:
+        return self.root / "leftImg8bit" / self.split
+
+    @property
+    def annotation_dir(self) -> Path:
+        return self.root / "gtFine" / self.split
+
+    def __call__(self) -> list[dict[str, Any]]:
+        frames = self.check()
+        expected = _PUBLISHED_SIZES[self.split]
+        if len(frames) != expected:
+            logger.warning(
+                "%s has %d images here, not %d as published: figures differ", self.name, len(frames), expected
+            )
+        path = self._json_file()
+        version = _fingerprint([self.annotation_dir / f"{frame}{_ANNOTATION}" for frame in frames])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(str(path)):  # processes that start together wait for the first
+            if _read_version(path) != version:
+                _write_json(path, {"info": {"version": version}, **self._coco(frames)})
+        return load_coco_json(str(path), str(self.image_dir), self.name)
+
+    def check(self) -> list[str]:
+        """Return the frames as `<city>/<city>_<sequence>_<frame>`, in order.
+
+        Raises:
+            UserError: if there are none, or an image has no annotation file or the other way round.
+        """
+        images = _find(self.image_dir, _IMAGE)
+        annotations = _find(self.annotation_dir, _ANNOTATION)
+        if not images:
+            raise UserError(f"data set {self.name}: no image <city>/*{_IMAGE} in {self.image_dir}")
+        _check_pairs(self, images - annotations, images, _IMAGE, _ANNOTATION)
+        _check_pairs(self, annotations - images, annotations, _ANNOTATION, _IMAGE)
+        return sorted(images)
+
+    def _json_file(self) -> Path:
+        folder = self.root
+        if not os.access(folder, os.W_OK):
+            # One for each place, so that several copies of the data set do not overwrite each other's
+            place = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+            folder = Path(get_cache_dir()) / f"cityscapes_{place}"
+        return folder / f"instances_rle_{self.split}.json"
+
+    def _coco(self, frames: list[str]) -> dict[str, Any]:
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for frame, (size, instances) in zip(frames, self._read_all(frames), strict=True):
+            number = len(images) + 1
+            images.append({"id": number, "file_name": f"{frame}{_IMAGE}", "height": size[0], "width": size[1]})
+            for instance in instances:
+                annotations.append({"id": len(annotations) + 1, "image_id": number, **instance})
+        categories = [{"id": number, "name": name} for number, name in enumerate(CITYSCAPES_CLASSES, 1)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _read_all(self, frames: list[str]) -> Iterator[tuple[tuple[int, ...], list[dict[str, Any]]]]:
+        """Yield size and instances of each frame, read in several processes if there are many, with a progress bar."""
+        paths = [self.annotation_dir / f"{frame}{_ANNOTATION}" for frame in frames]
+        workers = min(os.cpu_count() or 1, _MOST_WORKERS, len(paths) // _IMAGES_PER_WORKER)
+        if workers < 2:
+            yield from self._watched(map(_read_instances, paths), len(paths))
+            return
+        with multiprocessing.Pool(workers) as pool:
+            yield from self._watched(pool.imap(_read_instances, paths), len(paths))
+
+    def _watched(self, frames: Iterable[T], count: int) -> Iterable[T]:
+        return tqdm(frames, f"reading {self.annotation_dir}", count, unit="image", mininterval=1)
+
+
+def is_cityscapes_name(name: str) -> bool:
+    """Tell whether a name is one of the data sets of this module."""
+    return name.startswith(_PREFIX) and name.removeprefix(_PREFIX) in _PUBLISHED_SIZES
+
+
+def register_cityscapes(name: str) -> None:
+    """Register `cityscapes_fine_instance_seg_{train,val,test}` below `$DETECTRON2_DATASETS`, in place of Detectron2's.
+
+    Nothing is read until the data set is checked or loaded. Masks are RLE: models need `INPUT.MASK_FORMAT: bitmask`.
+    Groups, which the annotators did not divide into objects, are crowd regions.
+    """
+    dataset = CityscapesSplit(name, datasets_root() / "cityscapes")
+    if DatasetCatalog.data.get(name) == dataset:
+        return
+    DatasetCatalog[name] = dataset
+    MetadataCatalog.pop(name, None)  # metadata cannot be changed, and Detectron2's has the root of when it was imported
+    MetadataCatalog.get(name).set(
+        image_dir=str(dataset.image_dir),
+        gt_dir=str(dataset.annotation_dir),
+        evaluator_type="cityscapes_instance",
+        thing_classes=list(CITYSCAPES_CLASSES),
+    )
+
+
+def check_cityscapes(cfg: CfgNode, train: bool) -> None:
+    """Check those sets of the config that are Cityscapes, whose folders are known to exist.
+
+    Raises:
+        UserError: see :meth:`CityscapesSplit.check`; or if masks are to be trained on as polygons.
+    """
+    for name in (*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST):
+        if is_cityscapes_name(name):
+            DatasetCatalog[name].check()
+    polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT != "bitmask"
+    if train and polygons and any(map(is_cityscapes_name, cfg.DATASETS.TRAIN)):
+        raise UserError("Cityscapes has exact masks, which polygons are not: set INPUT.MASK_FORMAT bitmask")
+
+
+def annotation_file(image_file: str, gt_dir: str) -> Path:
+    """Return the file in ``gt_dir`` that has the instance ids of an image."""
+    image = Path(image_file)
+    return Path(gt_dir) / image.parent.name / (image.name.removesuffix(_IMAGE) + _ANNOTATION)
+
+
+def read_instance_ids(path: Path) -> np.ndarray:
+    """Read the (H, W) ids of an `instanceIds.png`: a label's id, or 1000 times that plus the number of an instance.
+
+    Raises:
+        UserError: if it cannot be read, or is an image of another kind.
+    """
+    try:
+        with Image.open(path) as image:
+            ids = np.array(image)
+    except Exception as e:  # whatever a damaged file makes Pillow stumble over
+        raise UserError(f"cannot read annotation {path}: {e}; restore it from gtFine_trainvaltest.zip") from None
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise UserError(f"{path} does not hold instance ids: restore it from gtFine_trainvaltest.zip")
+    return ids
+
+
+def _read_instances(path: Path) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+    ids = np.asfortranarray(read_instance_ids(path))  # the order in which masks are encoded
+    return ids.shape, list(_annotations(ids))
+
+
+def _annotations(ids: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yield the instances and groups of an image."""
+    categories = {label: number for number, label in enumerate(CITYSCAPES_CLASSES.values(), 1)}
+    for instance_id in np.flatnonzero(np.bincount(ids.ravel(order="K"))).tolist():
+        is_group = instance_id < 1000
+        category = categories.get(instance_id if is_group else instance_id // 1000)
+        if category is None:
+            continue
+        rle = mask_util.encode((ids == instance_id).view(np.uint8))
+        yield {
+            "category_id": category,
+            "segmentation": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
+            "bbox": mask_util.toBbox(rle).tolist(),
+            "area": int(mask_util.area(rle)),
+            "iscrowd": int(is_group),
+        }
+
+
+def _find(folder: Path, suffix: str) -> set[str]:
+    return {f"{path.parent.name}/{path.name.removesuffix(suffix)}" for path in folder.glob(f"*/*{suffix}")}
+
+
+def _check_pairs(dataset: CityscapesSplit, alone: set[str], all_: set[str], suffix: str, other: str) -> None:
+    if alone:
+        raise UserError(
+            f"data set {dataset.name}: {len(alone)} of {len(all_)} files *{suffix} in {dataset.root} have no *{other}, "
+            f"the first is {min(alone)}{suffix}; unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip again"
+        )
+
+
+def _fingerprint(paths: list[Path]) -> str:
+    """Return what changes when one of the files does."""
+    digest = hashlib.sha256(str(_VERSION).encode())
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_version(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text())["info"]["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+    logger.info("wrote the masks of %d images to %s", len(content["images"]), path)

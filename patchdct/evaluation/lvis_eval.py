@@ -1,0 +1,116 @@
+"""LVIS's evaluation (the ``lvis`` package) of boxes, masks and boundaries.  See LVIS (Gupta et al., CVPR 2019), Sec. 2.
+
+The protocol is federated: an image counts for the categories that are annotated in it or verified to be absent from it;
+detections of all others are left out. An unmatched detection of a category that is not annotated exhaustively in its
+image is ignored. There are 300 detections per image, and no crowd regions.
+
+Importing this module imports ``lvis``, which sets up the root logger: it is imported when it is needed.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from lvis import LVIS, LVISEval
+from pycocotools import mask as mask_util
+
+from ..data.lvis_format import read_lvis
+from ..errors import UserError
+from .boundary import rle_to_boundary
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# It warns of every list of results that it is given
+logging.getLogger("lvis.results").setLevel(logging.ERROR)
+
+
+class Truth(LVIS):
+    """The annotations of an LVIS file, with masks as RLE: evaluation copies them, and polygons are larger.
+
+    Args:
+        path: the file.
+        read: reads and checks it: :func:`patchdct.data.lvis_format.read_lvis` or ``read_cocofied``.
+
+    Raises:
+        UserError: those of ``read``, and for polygons that make no mask, or an RLE of another image's size.
+    """
+
+    def __init__(self, path: Path | str, read: Callable[[Path | str], dict[str, Any]] = read_lvis):
+        self._load_json = read  # what LVIS reads a path with
+        super().__init__(path)
+        for number, annotation in self.anns.items():
+            image = self.imgs[annotation["image_id"]]
+            try:
+                rle = annotation["segmentation"] = self.ann_to_rle(annotation)
+            except Exception as e:  # pycocotools raises plain Exceptions too
+                raise UserError(f"{path}: the mask of annotation {number} cannot be read: {e}") from None
+            if list(rle["size"]) != [image["height"], image["width"]]:
+                raise UserError(f"{path}: the mask of annotation {number} is not of its image's size")
+
+
+class MaskEval(LVISEval):
+    """LVIS's evaluation on any numpy: lvis 0.5.3 asks for ``np.float``, which numpy 1.24 dropped."""
+
+    def accumulate(self) -> None:
+        with mock.patch.object(np, "float", float, create=True):
+            super().accumulate()
+
+
+class BoundaryEval(MaskEval):
+    """LVIS's evaluation with the overlap of Boundary AP, min(mask IoU, boundary IoU); dilation ratio 0.02.
+
+    Masks that overlap too little to match at any threshold keep their mask IoU, which makes no difference.
+    """
+
+    def compute_iou(self, img_id: int, cat_id: int) -> Any:
+        """Return the overlaps of (detections, best score first) x (objects) of one image and category."""
+        ious = super().compute_iou(img_id, cat_id)
+        if len(ious) == 0:
+            return ious
+        objects, detections = self._get_gt_dt(img_id, cat_id)
+        order = np.argsort([-detection["score"] for detection in detections], kind="stable")
+        overlapping = ious >= self.params.iou_thrs.min()
+        rows, columns = (np.flatnonzero(overlapping.any(axis)) for axis in (1, 0))
+        if len(rows):
+            found = [rle_to_boundary(detections[order[row]]["segmentation"]) for row in rows]
+            true = [rle_to_boundary(objects[column]["segmentation"]) for column in columns]
+            block = np.ix_(rows, columns)
+            ious[block] = np.minimum(ious[block], mask_util.iou(found, true, [0] * len(true)))
+        return ious
+
+
+def evaluate_lvis(
+    truth: LVIS, results: Iterable[dict[str, Any]], task: str, image_ids: Collection[int]
+) -> dict[str, float]:
+    """Evaluate results in COCO format, whose category ids are the truth's.
+
+    Args:
+        truth: annotations; masks of any COCO format.
+        results: of any images and categories; those that the truth does not have are left out.
+        task: "bbox", "segm" or "boundary".
+        image_ids: images that were evaluated, of which the truth may have some only.
+
+    Returns:
+        AP, AP50, AP75, APs, APm, APl from 0 to 100; NaN where there is no detection at all, or no object of that size.
+        Sizes are the objects' areas in the truth, and the masks' (for "bbox" the boxes') of detections.
+
+    Raises:
+        UserError: if the truth has none of the images.
+    """
+    common = set(truth.get_img_ids()) & set(image_ids)
+    if not common:
+        raise UserError("none of the images that were evaluated are in the LVIS annotations")
+    # With a box, the library would take the box's area for the mask's
+    keys = ("image_id", "category_id", "score", "bbox" if task == "bbox" else "segmentation")
+    detections = [{key: result[key] for key in keys} for result in results if result["image_id"] in common]
+    if not detections:
+        return dict.fromkeys(METRICS, float("nan"))
+    evaluation = (BoundaryEval if task == "boundary" else MaskEval)(
+        truth, detections, "bbox" if task == "bbox" else "segm"
+    )
+    evaluation.params.img_ids = sorted(common)
+    evaluation.run()
+    figures = evaluation.get_results()
+    return {metric: 100 * float(figures[metric]) if figures[metric] >= 0 else float("nan") for metric in METRICS}

@@ -1,0 +1,119 @@
+"""The plain CNN encoder of Fig. 2: its receptive field, its place in AIRM, and training with a fixed encoder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from airm.plain_cnn import PlainCNN, receptive_field
+from airm.trainer import load_encoder
+from patchdct.checkpoint import SafeCheckpointer
+from patchdct.config import load_cfg
+from patchdct.errors import UserError
+from tests.testing import tiny_airm_cfg
+
+
+def plain_airm(kernel_size: int = 3, **airm):
+    cfg = tiny_airm_cfg(IN_FEATURES=["plain"], AFFINITY=False, **airm)
+    cfg.MODEL.BACKBONE.NAME = "build_plain_cnn_backbone"
+    cfg.MODEL.PLAIN_CNN.KERNEL_SIZE = kernel_size
+    cfg.MODEL.PLAIN_CNN.CHANNELS = 8
+    cfg.MODEL.PLAIN_CNN.NUM_LAYERS = 3
+    return build_model(cfg)
+
+
+def batch(size: int = 32) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, size, size), generator=generator)
+    mask = torch.zeros(1, size, size)
+    mask[:, 8:24, 8:24] = 1
+    return [{"image": image, "coarse_mask": mask.roll(2, 1), "mask": mask}]
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "num_layers", "stride", "side"),
+    [(3, 1, 1, 3), (3, 2, 1, 5), (3, 2, 2, 7), (3, 3, 4, 15), (5, 3, 4, 29), (1, 4, 1, 1)],
+)
+def test_receptive_field_is_what_the_output_depends_on(kernel_size, num_layers, stride, side):
+    assert receptive_field(kernel_size, num_layers, stride) == side
+    network = PlainCNN(
+        in_channels=1, channels=2, kernel_size=kernel_size, num_layers=num_layers, stride=stride, norm=""
+    )
+    for parameter in network.parameters():
+        torch.nn.init.ones_(parameter)
+    x = torch.zeros(1, 1, 65, 65, requires_grad=True)
+    output = network(x)["plain"]
+    output[0, 0, output.shape[2] // 2, output.shape[3] // 2].backward()
+    rows, cols = x.grad[0, 0].nonzero(as_tuple=True)
+    assert (rows.max() - rows.min() + 1, cols.max() - cols.min() + 1) == (side, side)
+
+
+def test_output_has_the_declared_shape_at_odd_sizes():
+    network = PlainCNN(in_channels=4, channels=6, kernel_size=5, num_layers=4, stride=4)
+    (name, shape), *others = network.output_shape().items()
+    assert (name, shape.channels, shape.stride, others) == ("plain", 6, 4, [])
+    assert network(torch.zeros(1, 4, 33, 50))["plain"].shape == (1, 6, 9, 13)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7, 9, 11])
+@pytest.mark.parametrize("mapping", ["sirmf", "airmf"])
+def test_configs_differ_in_kernel_size_and_mapping_alone(kernel_size, mapping):
+    cfg = load_cfg(f"configs/airm/figure_2/kernel_{kernel_size}_{mapping}.yaml", ["MODEL.DEVICE", "meta"])
+    assert mapping.upper() == cfg.MODEL.AIRM.MAPPING
+    with torch.device("meta"):
+        model = build_model(cfg)
+    weights = sum(p.numel() for name, p in model.encoder.backbone.named_parameters() if p.dim() == 4)
+    assert weights == (4 * 64 + 5 * 64 * 64) * kernel_size**2
+    assert (model.encoder.out_channels, model.encoder.stride, model.encoder.affinity) == (256, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"kernel_size": 4}, "KERNEL_SIZE is 4"), ({"stride": 6}, "STRIDE is 6"), ({"stride": 16}, "at most 8")],
+)
+def test_bad_values_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        PlainCNN(**{"in_channels": 4, "channels": 4, "kernel_size": 3, "num_layers": 3, "stride": 4, **change})
+
+
+@pytest.mark.parametrize("mapping", ["SIRMF", "AIRMF"])
+def test_airm_trains_and_refines_with_it(mapping):
+    model = plain_airm(MAPPING=mapping)
+    losses = model.train()(batch())
+    assert set(losses) == {"loss_l1", "loss_l2", "loss_ce", "loss_gradient"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    (output,) = model.eval()(batch())
+    assert output["refined_mask"].shape == (1, 32, 32)
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_the_mapping_learns():
+    model = plain_airm(FROZEN_ENCODER="some.pth").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    sum(model(batch()).values()).backward()
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("encoder.") for name in changed)  # norms' statistics are among these
+    assert {name for name in before if name.startswith("mapping.linear")} <= changed
+    assert model.mapping.training and not model.encoder.training
+
+
+def test_the_encoder_alone_is_loaded(tmp_path: Path):
+    torch.manual_seed(0)
+    trained, fresh = plain_airm(MAPPING="SIRMF"), plain_airm(MAPPING="SIRMF", FROZEN_ENCODER="x")
+    SafeCheckpointer(trained, str(tmp_path)).save("model")
+    mapping = [p.clone() for p in fresh.mapping.parameters()]
+    load_encoder(fresh, str(tmp_path / "model.pth"))
+    for name, value in trained.encoder.state_dict().items():
+        torch.testing.assert_close(fresh.encoder.state_dict()[name], value, rtol=0, atol=0)
+    assert all(torch.equal(p, q) for p, q in zip(fresh.mapping.parameters(), mapping, strict=True))
+
+
+def test_an_encoder_that_does_not_fit_is_refused(tmp_path: Path):
+    SafeCheckpointer(plain_airm(), str(tmp_path)).save("model")
+    with pytest.raises(UserError, match="MODEL.AIRM.FROZEN_ENCODER: .*would stay random"):
+        load_encoder(plain_airm(kernel_size=5), str(tmp_path / "model.pth"))
+    with pytest.raises(UserError, match="MODEL.AIRM.FROZEN_ENCODER: no checkpoint nowhere.pth"):
+        load_encoder(plain_airm(), "nowhere.pth")
