@@ -14,10 +14,13 @@ from .data.dataset_mapper import RefinementDatasetMapper
 from .data.datasets import prepare_refinement_datasets
 from .evaluation import RefinementEvaluator
 from .meta_arch import AIRM
+from .training_pictures import draw_refinement
 
 
 class RefinementTrainer(Trainer):
     """Trains AIRM on pairs of image and mask, and evaluates IoU and mBA of coarse and refined masks."""
+
+    draw_prediction = staticmethod(draw_refinement)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint, or else ``MODEL.WEIGHTS`` and what ``MODEL.AIRM.FROZEN_ENCODER`` has."""

@@ -27,6 +27,7 @@ from .evaluation import (
 )
 from .mixed_precision import amp_trainer
 from .optimizer import build_optimizer
+from .training_pictures import PredictionPictures, draw_instances
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,20 @@ class Trainer(DefaultTrainer):
         # The first place after DefaultTrainer has made its own checkpointer and before a hook holds on to it
         self.checkpointer = SafeCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.config = self.cfg.dump()
-        return super().build_hooks()
+        hooks = super().build_hooks()
+        if comm.is_main_process():
+            hooks.insert(-1, self.build_pictures(self.cfg, self.checkpointer.model))  # before what writes the events
+        return hooks
+
+    @classmethod
+    def build_pictures(cls, cfg: CfgNode, model: torch.nn.Module) -> PredictionPictures:
+        """Build the hook that draws predictions on the first test set (or training set) each VIS_PERIOD iterations."""
+        name = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)[0]
+        return PredictionPictures(
+            model, name, cls.build_mapper(cfg, is_train=False), cls.draw_prediction, cfg.VIS_PERIOD
+        )
+
+    draw_prediction = staticmethod(draw_instances)
 
     @classmethod
     def prepare_datasets(cls, cfg: CfgNode, train: bool) -> None:

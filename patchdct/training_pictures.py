@@ -1,0 +1,79 @@
+"""Pictures of a model's predictions during training, for TensorBoard."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances
+from detectron2.engine import HookBase
+
+from .inference import read_picture
+from .refinement_head import RefinementHead
+from .visualization import compare_panels
+
+PICTURES = 3
+# Low, as a model is unsure early in training
+SCORE_THRESHOLD = 0.3
+
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+Draw = Callable[[torch.nn.Module, dict[str, Any], Mapper, str], np.ndarray]
+"""A model in evaluation mode, a data set's dict, what makes a sample of it and the set's name to an (H, W, 3) RGB."""
+
+
+class PredictionPictures(HookBase):
+    """Every ``period`` iterations, put pictures of predictions on the first images of a set into the event storage.
+
+    The model is in evaluation mode for it. Training goes on as it would without.
+    """
+
+    def __init__(self, model: torch.nn.Module, dataset_name: str, mapper: Mapper, draw: Draw, period: int):
+        """
+        Args:
+            model: without a wrapper for several processes.
+            dataset_name: a registered set.
+            mapper: makes a sample for testing of a set's dict.
+            draw: makes a picture of a prediction.
+            period: in iterations; 0 for never.
+        """
+        self.model, self.dataset_name, self.mapper, self.draw = model, dataset_name, mapper, draw
+        self.period = period
+
+    def after_step(self) -> None:
+        if self.period and (self.trainer.iter + 1) % self.period == 0:
+            for name, picture in self.pictures():
+                self.trainer.storage.put_image(name, torch.from_numpy(picture.transpose(2, 0, 1).copy()))
+
+    @torch.no_grad()
+    def pictures(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the name and the (H, W, 3) uint8 RGB of each picture."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for i, record in enumerate(DatasetCatalog.get(self.dataset_name)[:PICTURES]):
+                picture = self.draw(self.model, dict(record), self.mapper, self.dataset_name)
+                yield f"{self.dataset_name}/prediction_{i}", picture
+        finally:
+            self.model.train(was_training)
+
+
+def draw_instances(model: torch.nn.Module, record: dict[str, Any], mapper: Mapper, dataset_name: str) -> np.ndarray:
+    """Set the truth and the predicted masks side by side; of PatchDCT also the first stage and the patch labels."""
+    image = read_picture(record["file_name"])
+    truth = annotations_to_instances(record.get("annotations", []), image.shape[:2], "bitmask")
+    head = getattr(getattr(model, "roi_heads", None), "mask_head", None)
+    if isinstance(head, RefinementHead):
+        head.keep_stages = True
+    try:
+        instances = model([mapper(record)])[0]["instances"]
+    finally:
+        if isinstance(head, RefinementHead):
+            head.keep_stages = False
+    return compare_panels(
+        image,
+        truth.gt_masks.tensor.numpy() if truth.has("gt_masks") else None,
+        instances,
+        MetadataCatalog.get(dataset_name).get("thing_classes"),
+        score_threshold=SCORE_THRESHOLD,
+    )

@@ -1,0 +1,57 @@
+"""What TensorBoard shows of a training with VIS_PERIOD: loss parts, learning rate, metrics, pictures of predictions."""
+
+import io
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from airm import Refiner
+from airm.pictures import side_by_side
+from patchdct.inference import read_picture
+from tests.tools import test_train_net as detectors
+from tests.tools import test_train_refinement as refinement
+
+shapes_root, trained_detector = detectors.shapes_root, detectors.trained
+root, trained_refiner = refinement.root, refinement.trained
+
+
+def events_of(folder) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    return events
+
+
+def pictures_of(events: EventAccumulator, tag: str) -> list[np.ndarray]:
+    return [np.asarray(Image.open(io.BytesIO(e.encoded_image_string))) for e in events.Images(tag)]
+
+
+@pytest.mark.slow
+def test_detectors(tmp_path, monkeypatch, shapes_root, trained_detector):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes_root))
+    detectors.call("OUTPUT_DIR", str(tmp_path), "VIS_PERIOD", "2")
+    events = events_of(tmp_path)
+    parts = {"total_loss", "loss_mask", "patchdct/loss_dct", "patchdct/loss_patch_cls", "patchdct/loss_patch_dct"}
+    assert parts | {"lr", "bbox/AP", "segm/AP", "boundary/AP"} <= set(events.Tags()["scalars"])
+    tags = [f"shapes_val_6_96px/prediction_{i}" for i in range(3)]
+    assert set(tags) <= set(events.Tags()["images"])
+    first = pictures_of(events, tags[0])
+    assert len(first) == 1 and first[0].shape[1] > 3.5 * first[0].shape[0], "four panels, at the second of three steps"
+    assert detectors.same(detectors.metrics_of(tmp_path), detectors.metrics_of(trained_detector))
+
+
+@pytest.mark.slow
+def test_refinement(tmp_path, monkeypatch, root, trained_refiner):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    refinement.call("OUTPUT_DIR", str(tmp_path), "VIS_PERIOD", "2")
+    events = events_of(tmp_path)
+    losses = {f"loss_{name}" for name in ("l1", "l2", "ce", "gradient", "affinity")}
+    assert losses | {"lr", "refinement/refined_IoU", "refinement/refined_mBA"} <= set(events.Tags()["scalars"])
+    _, last = pictures_of(events, "synthetic_refinement_val_5_96x72/prediction_2")
+    files = DatasetCatalog.get("synthetic_refinement_val_5_96x72")[2]
+    image, coarse = read_picture(files["file_name"]), read_picture(files["coarse_file_name"])[..., 0] >= 128
+    refined = Refiner(tmp_path / "model_final.pth").refine(image, coarse)
+    np.testing.assert_array_equal(last, side_by_side(image, coarse, refined))
+    assert refinement.results_of(tmp_path) == refinement.results_of(trained_refiner)
