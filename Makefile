@@ -44,8 +44,8 @@ lint: install ## check format and style
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 
-types: install ## check the types of both packages
-	$(RUN) -m mypy patchdct airm
+types: install ## check the types of the packages
+	$(RUN) -m mypy patchdct airm reporting
 
 doctor: install ## tell what is installed, what is missing, and how to get it
 	$(RUN) patchdct/doctor.py

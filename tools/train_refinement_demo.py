@@ -22,6 +22,7 @@ from airm.data.synthetic_dataset import coarse_mask
 from airm.evaluation import intersection_and_union, mean_boundary_accuracy
 from airm.pictures import side_by_side
 from patchdct.cli import run
+from reporting import write_report
 
 CONFIG = Path("configs/airm/small/airm_synthetic.yaml")
 TILE_SIZE = 512
@@ -69,6 +70,7 @@ def main() -> None:
         ("side_by_side.jpg", side_by_side(image, coarse, refined)),
     ):
         cv2.imwrite(str(pictures / name), picture[:, :, ::-1] if picture.ndim == 3 else picture)
+    report = write_report([args.output], args.output / "report.html")
     minutes = (time.time() - start) / 60
     refine = f"{pictures}/image.jpg {pictures}/coarse.png -o output/refined.png --weights {weights} --side-by-side"
     print(
@@ -78,6 +80,7 @@ Trained, evaluated and refined in {minutes:.1f} minutes, of which {width} x {hei
   before      {describe(coarse, truth)}
   after       {describe(refined, truth)}
 
+  report      {report} (for a browser: tables, curves, and masks to sort and zoom)
   pictures    {pictures}
   metrics     {args.output / "evaluation.json"}
   checkpoint  {weights}

@@ -24,8 +24,10 @@ from patchdct.config import load_cfg
 from patchdct.data.prepare import prepare_datasets
 from patchdct.inference import Predictor, read_picture
 from patchdct.visualization import compare_panels
+from reporting import write_report
 
 CONFIG = Path("configs/patchdct/shapes/patchdct_shapes.yaml")
+REPORTED = 24  # images in the report
 
 
 def train(output: Path, overrides: list[str]) -> None:
@@ -62,6 +64,7 @@ def main() -> None:
     weights = args.output / "model_final.pth"
     cfg = load_cfg(str(CONFIG), [*args.overrides, "MODEL.WEIGHTS", str(weights)])
     draw_pictures(cfg, args.output / "pictures", args.pictures)
+    report = write_report([args.output], args.output / "report.html", max_images=REPORTED, patch_labels=True)
     metrics = args.output / "evaluation.json"
     results = json.loads(metrics.read_text())
     scores = ", ".join(f"{task} AP {results[task]['AP']:.1f}" for task in ("bbox", "segm", "boundary"))
@@ -69,6 +72,7 @@ def main() -> None:
         f"""
 Trained, evaluated and drawn in {(time.time() - start) / 60:.1f} minutes: {scores} on {cfg.DATASETS.TEST[0]}.
 
+  report      {report} (for a browser: tables, curves, and masks to sort and zoom)
   pictures    {args.output / "pictures"}
   metrics     {metrics}
   checkpoint  {weights}

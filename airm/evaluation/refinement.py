@@ -14,12 +14,15 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
+from pycocotools import mask as mask_util
 
 from patchdct.errors import UserError
 
 from .metrics import binarize, intersection_and_union, mean_boundary_accuracies
 
 logger = logging.getLogger(__name__)
+
+MASKS = "refined_masks.json"
 
 _DEFINITIONS = {
     "threshold": "half of the range, inclusive: 0.5 of a soft mask, 128 of 8 bits",
@@ -38,7 +41,7 @@ class MaskScores(NamedTuple):
 
 
 class ImageScores(NamedTuple):
-    """What is kept of one image."""
+    """What is kept of one image; ``rle`` is the refined mask as compressed COCO RLE."""
 
     image_id: str
     file: str
@@ -46,6 +49,7 @@ class ImageScores(NamedTuple):
     width: int
     coarse: MaskScores
     refined: MaskScores
+    rle: dict[str, Any]
 
 
 class RefinementEvaluator(DatasetEvaluator):
@@ -58,12 +62,13 @@ class RefinementEvaluator(DatasetEvaluator):
     Detectron2 accepts numbers only.
 
     In output_dir, ``results.json`` holds the same metrics (null for an absent one) and what they mean, and
-    ``per_image.csv`` has a line per image with a cell left empty where it is not defined.
+    ``per_image.csv`` has a line per image with a cell left empty where it is not defined. ``refined_masks.json`` has
+    the refined mask of each as COCO RLE.
 
     Args:
         dataset_name: what the log and ``results.json`` call the set.
         distributed: gather the images of all processes; only the main process gets results, the others {}.
-        output_dir: folder for the two files, made if missing; None writes none.
+        output_dir: folder for the three files, made if missing; None writes none.
     """
 
     def __init__(self, dataset_name: str, distributed: bool = True, output_dir: str | None = None):
@@ -116,6 +121,8 @@ class RefinementEvaluator(DatasetEvaluator):
             writer.writeheader()
             # None becomes an empty cell
             writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        masks = [{"image_id": row.image_id, "file": row.file, "segmentation": row.rle} for row in scores]
+        (folder / MASKS).write_text(json.dumps(masks) + "\n", encoding="utf-8")
         without = sum(row.refined.mba is None for row in scores)
         content = {
             "dataset": self._name,
@@ -124,7 +131,7 @@ class RefinementEvaluator(DatasetEvaluator):
             "definitions": _DEFINITIONS,
         }
         (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        logger.info("Wrote per_image.csv and results.json to %s", folder)
+        logger.info("Wrote per_image.csv, results.json and %s to %s", MASKS, folder)
 
 
 def _score(sample: dict[str, Any], refined: torch.Tensor) -> ImageScores:
@@ -145,7 +152,12 @@ def _score(sample: dict[str, Any], refined: torch.Tensor) -> ImageScores:
         for mask, accuracy in zip(masks, accuracies, strict=True)
     )
     height, width = truth.shape
-    return ImageScores(str(sample["image_id"]), file, height, width, coarse, result)
+    return ImageScores(str(sample["image_id"]), file, height, width, coarse, result, _encode(masks[1]))
+
+
+def _encode(mask: np.ndarray) -> dict[str, Any]:
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
 
 
 def _mask(mask: torch.Tensor, kind: str, file: str, shape: torch.Size) -> np.ndarray:

@@ -1,0 +1,105 @@
+"""The tables of a report: what runs reached, beside what the paper prints."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from .paper import PaperFigures, paper_figures
+from .runs import Run
+
+TITLES = {
+    "bbox": "Box AP",
+    "segm": "Mask AP",
+    "boundary": "Boundary AP",
+    "lvis_v0.5_segm": "Mask AP* (LVIS v0.5)",
+    "lvis_v0.5_boundary": "Boundary AP* (LVIS v0.5)",
+    "lvis_v1_segm": "Mask AP* (LVIS v1)",
+    "lvis_v1_boundary": "Boundary AP* (LVIS v1)",
+    "refinement": "Coarse and refined masks",
+}
+PER_CLASS = "AP-"
+UNDEFINED = "–"
+
+
+class Table(NamedTuple):
+    """Texts of a table: each row is its header and a cell for each column. ``is_detail``: shown when asked for."""
+
+    caption: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+    is_detail: bool = False
+
+
+def metric_tables(runs: Sequence[Run]) -> list[Table]:
+    """Return a table of each group of metrics of each data set, and the classes' APs of each data set.
+
+    Under a run's row is that of the paper and that of the difference, where the paper has its config.
+    """
+    tables = []
+    for data_set in _unique(name for run in runs for name in run.evaluation):
+        evaluated = [(run, run.evaluation[data_set]) for run in runs if data_set in run.evaluation]
+        papers = [paper_figures(run, data_set) for run, _ in evaluated]
+        for group in _unique(group for _, metrics in evaluated for group in metrics):
+            keys = _unique(key for _, metrics in evaluated for key in metrics.get(group, ()))
+            keys = [key for key in keys if not key.startswith(PER_CLASS)]
+            rows: list[tuple[str, list[str]]] = []
+            for (run, metrics), paper in zip(evaluated, papers, strict=True):
+                rows += _rows(run.name, metrics.get(group, {}), group, keys, paper)
+            tables.append(Table(f"{TITLES.get(group, group)} on {data_set}", keys, rows))
+        per_class = _per_class_table(data_set, [(run.name, metrics) for run, metrics in evaluated])
+        if per_class.rows:
+            tables.append(per_class)
+    return tables
+
+
+def _rows(
+    name: str, metrics: dict[str, float], group: str, keys: list[str], paper: PaperFigures
+) -> list[tuple[str, list[str]]]:
+    rows = [(name, [_figure(metrics.get(key)) for key in keys])]
+    printed = [paper.get((group, key), {}) for key in keys]
+    if not any(printed):
+        return rows
+    sources = _unique(table for figures in printed for tables in figures.values() for table in tables)
+    rows.append((f"paper: {_join(sources)}", [" / ".join(figures) for figures in printed]))
+    differences = [
+        _difference(metrics.get(key), next(iter(figures), None)) for key, figures in zip(keys, printed, strict=True)
+    ]
+    rows.append(("difference to the paper's first figure", differences))
+    return rows
+
+
+def _per_class_table(data_set: str, evaluated: list[tuple[str, dict[str, dict[str, float]]]]) -> Table:
+    columns = [
+        (f"{TITLES.get(group, group)}, {name}", metrics[group])
+        for group in _unique(group for _, metrics in evaluated for group in metrics)
+        for name, metrics in evaluated
+        if any(key.startswith(PER_CLASS) for key in metrics.get(group, ()))
+    ]
+    keys = _unique(key for _, values in columns for key in values if key.startswith(PER_CLASS))
+    rows = [(key.removeprefix(PER_CLASS), [_figure(values.get(key)) for _, values in columns]) for key in keys]
+    return Table(f"AP of each class on {data_set}", [title for title, _ in columns], rows, is_detail=True)
+
+
+def _figure(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return UNDEFINED
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def _difference(value: float | None, printed: str | None) -> str:
+    if printed is None or value is None or not math.isfinite(value):
+        return ""
+    return f"{value - float(printed):+.2f}"
+
+
+def _join(sources: list[str]) -> str:
+    """Write "PatchDCT, Table 2" and "PatchDCT, Table 5" as "PatchDCT, Table 2, 5"."""
+    papers: dict[str, list[str]] = {}
+    for source in sources:
+        paper, _, number = source.rpartition(" ")
+        papers.setdefault(paper, []).append(number)
+    return "; ".join(f"{paper} {', '.join(numbers)}" for paper, numbers in papers.items())
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))

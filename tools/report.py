@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""Make one HTML page of finished evaluations: tables, curves, and a gallery of their masks beside the truth.
+
+    python tools/report.py output/patchdct_R_50_FPN_1x_coco --output report.html
+    python tools/report.py output/a output/b --names "Mask R-CNN" PatchDCT --patch-labels --output report.html
+
+RUN is the OUTPUT_DIR of a training or an ``--eval-only`` of tools/train_net.py, of instances or of refinement. All
+of one page have a data set in common, which has to be where it was. The page is a file of its own: open it in any
+browser of today, without a server or the net.
+
+The gallery shows the masks that an evaluation kept (coco_instances_results.json, refined_masks.json). Where it kept
+none, and for --patch-labels, the run's checkpoint is run on the gallery's images.
+"""
+
+import argparse
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
+
+from patchdct.cli import run
+from patchdct.errors import UserError
+from reporting import write_report
+
+
+def main(args: argparse.Namespace) -> None:
+    for package in ("detectron2", "fvcore", "patchdct", "reporting"):
+        setup_logger(name=package)
+    if args.output.exists() and not args.overwrite:
+        raise UserError(f"{args.output} exists; choose another --output, or add --overwrite")
+    path = write_report(
+        args.runs,
+        args.output,
+        names=args.names,
+        data_set=args.data_set,
+        max_images=args.max_images,
+        image_size=args.image_size,
+        min_score=args.min_score,
+        patch_labels=args.patch_labels,
+    )
+    print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def positive(text: str) -> int:
+    """Read a number of pixels."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of a finished evaluation")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="the page to write")
+    parser.add_argument("--names", nargs="+", default=[], metavar="NAME", help="what to call the runs")
+    parser.add_argument("--data-set", default="", metavar="NAME", help="of the gallery, if there are several")
+    parser.add_argument("--max-images", type=int, default=100, help="in the gallery, spread over the data set; 0: none")
+    parser.add_argument("--image-size", type=positive, default=640, help="longest side in pixels; 640")
+    parser.add_argument("--min-score", type=float, default=0.5, help="detections below it are not shown; 0.5")
+    parser.add_argument("--patch-labels", action="store_true", help="run PatchDCT models for the labels of patches")
+    parser.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, argument_parser().parse_args())
