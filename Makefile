@@ -45,7 +45,7 @@ lint: install ## check format and style
 	$(RUN) -m ruff check .
 
 types: install ## check the types of the packages
-	$(RUN) -m mypy patchdct airm reporting
+	$(RUN) -m mypy patchdct airm reporting reproduction
 
 doctor: install ## tell what is installed, what is missing, and how to get it
 	$(RUN) patchdct/doctor.py

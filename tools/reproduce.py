@@ -1,0 +1,160 @@
+#!/usr/bin/env python
+"""Make the papers' tables anew, and set what was obtained beside what is printed.
+
+    python tools/reproduce.py list [TABLE ...]
+    python tools/reproduce.py run patchdct-5 --row two_stage_dct --num-gpus 8
+    python tools/reproduce.py run patchdct-5 --quick
+    python tools/reproduce.py show patchdct-5 --format csv
+
+"run" trains, evaluates and measures what is missing; it goes on where it was interrupted and repeats nothing, also not
+what another table has made. Data that is missing is named, and everything else is made. "show" runs nothing.
+
+--quick takes small models and drawn images: all of the machinery on a laptop, a minute for each row. Its figures cannot
+be compared with a paper's.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from patchdct.cli import run
+from patchdct.errors import UserError
+from reproduction import quick
+from reproduction.report import FORMATS, render
+from reproduction.results import overview, results_of
+from reproduction.session import OUTPUT, PARTS, Session
+from reproduction.tables import Tables, load_tables
+from reproduction.zoo import MODEL_ZOO, OBTAINED, collect, model_zoo, read_obtained
+
+
+def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> None:
+    chosen = [tables.table(name).name for name in args.tables] or list(tables.tables)
+    lines = [line for line in overview(tables, session) if line["table"] in chosen]
+    if args.json:
+        sys.stdout.write(json.dumps(lines, indent=2) + "\n")
+        return
+    # A pipe or file has no width of its own
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if args.quick:
+        console.print(quick.TITLE)
+    for name in chosen:
+        rows = [line for line in lines if line["table"] == name]
+        ours = [row["needs"] for row in rows if row["config"]]
+        shared = [need for need in ours[0] if all(need in needs for needs in ours)]
+        table = Table(title=f"needs {', '.join(shared)}", box=box.SIMPLE_HEAD, title_justify="left")
+        for column in ("row", "", "config", "needs also"):
+            table.add_column(column, overflow="fold")
+        table.add_column("GPU hours", justify="right")
+        table.add_column("state")
+        for row in rows:
+            hours = "" if row["gpu_hours"] is None else f"{row['gpu_hours']:.0f}"
+            needs = ", ".join(need for need in row["needs"] if need not in shared)
+            table.add_row(row["row"], row["labels"], row["config"] or "", needs, hours, row["state"])
+        console.print(f"[bold]{name}[/]  {tables.table(name).heading}")
+        console.print(table)
+    # Rows that share a config share its run
+    hours = {line["config"]: line["gpu_hours"] for line in lines if line["gpu_hours"]}
+    if hours:
+        console.print(
+            f"{len(hours)} trainings, {sum(hours.values()):,.0f} GPU hours if nothing is there yet: an estimate from "
+            "published speeds on V100, see reproduction/tables.yaml"
+        )
+    if not args.tables:
+        for figure, command in tables.figures.items():
+            console.print(f"{figure}:  {command}", markup=False, highlight=False)
+
+
+def run_rows(args: argparse.Namespace, tables: Tables, session: Session) -> None:
+    table = tables.table(args.table)
+    rows = table.select(args.row)
+    problems = session.make(table, rows, args.parts)
+    sys.stdout.write("\n" + render(table, rows, results_of(table, rows, session), "markdown", args.quick))
+    if problems:
+        raise UserError("\n".join([f"not everything of {table.name} could be made:", *problems]))
+
+
+def show_rows(args: argparse.Namespace, tables: Tables, session: Session) -> None:
+    table = tables.table(args.table)
+    rows = table.select(args.row)
+    text = render(table, rows, results_of(table, rows, session), args.format, args.quick)
+    if args.to:
+        args.to.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+
+
+def write_zoo(args: argparse.Namespace, tables: Tables, session: Session) -> None:
+    if args.collect:
+        taken = collect(tables, session)
+        print(f"{len(taken)} rows of {session.output} are now in {OBTAINED}", *taken, sep="\n")
+    text = model_zoo(tables, read_obtained())
+    if not args.check:
+        MODEL_ZOO.write_text(text, encoding="utf-8")
+    elif not MODEL_ZOO.is_file() or MODEL_ZOO.read_text(encoding="utf-8") != text:
+        raise UserError(f"{MODEL_ZOO.name} is not up to date: python tools/reproduce.py zoo")
+
+
+def main(args: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("patchdct.config").setLevel(logging.ERROR)  # would say for every row that there is no CUDA device
+    session = Session(
+        args.output,
+        args.quick,
+        overrides=getattr(args, "overrides", ()),
+        iterations=getattr(args, "iterations", None),
+        num_gpus=getattr(args, "num_gpus", 1),
+    )
+    args.do(args, load_tables(), session)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="{list,run,show,zoo}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR", help=f"of the runs; default {OUTPUT}")
+    common.add_argument("--quick", action="store_true", help="small models, drawn images: not the paper's data")
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("table", metavar="TABLE", help="such as patchdct-2 or airm-1, see list")
+    one.add_argument("--row", action="append", default=[], metavar="ROW", help="may be given several times; else all")
+
+    command = commands.add_parser("list", parents=[common], help="every table and row: config, data, GPU hours, state")
+    command.add_argument("tables", nargs="*", metavar="TABLE", help="such as patchdct-2; all by default")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.set_defaults(do=list_rows)
+
+    command = commands.add_parser("run", parents=[common, one], help="train, evaluate and measure what is missing")
+    command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to do; default all")
+    command.add_argument("--num-gpus", type=_positive, default=1, metavar="N", help="default 1")
+    command.add_argument("--iterations", type=_positive, metavar="N", help="of every training; its steps in proportion")
+    command.add_argument(
+        "--set", dest="overrides", nargs="+", default=[], metavar="KEY VALUE", help="override the configs"
+    )
+    command.set_defaults(do=run_rows)
+
+    command = commands.add_parser("show", parents=[common, one], help="the paper's figures beside the obtained ones")
+    command.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"default {FORMATS[0]}")
+    command.add_argument("--to", type=Path, metavar="FILE", help="write to a file instead")
+    command.set_defaults(do=show_rows)
+
+    command = commands.add_parser("zoo", parents=[common], help="write MODEL_ZOO.md")
+    command.add_argument("--collect", action="store_true", help="take this machine's evaluated rows over first")
+    command.add_argument("--check", action="store_true", help="write nothing, fail if it is not up to date")
+    command.set_defaults(do=write_zoo)
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, argument_parser().parse_args())
