@@ -42,6 +42,11 @@ class RefinementTrainer(Trainer):
         return RefinementEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name))
 
 
+def trainer_of(cfg: CfgNode) -> type[Trainer]:
+    """Return the trainer of a config's kind of model."""
+    return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
+
+
 def load_encoder(model: AIRM, weights: str) -> None:
     """Load the encoder, and nothing else, from the checkpoint of an AIRM, as data.
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from airm.trainer import RefinementTrainer
+from airm.trainer import trainer_of
 from patchdct.config import load_cfg
 from patchdct.data.drawn_files import datasets_root
 from patchdct.errors import UserError
-from patchdct.trainer import Trainer
 
 from . import quick
 from .provenance import ROOT, annotation_version, commit, file_version, hours_of, schedule_of
@@ -210,8 +209,7 @@ def _check_data(cfg: CfgNode, train: Sequence[str] = (), test: Sequence[str] = (
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
-    trainer = RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
-    trainer.prepare_datasets(cfg, train=bool(train))
+    trainer_of(cfg).prepare_datasets(cfg, train=bool(train))
 
 
 def _scale_schedule(cfg: CfgNode, iterations: int) -> None:

@@ -20,19 +20,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from airm.trainer import RefinementTrainer
+from airm.trainer import trainer_of
 from patchdct.checkpoint import SafeCheckpointer
 from patchdct.cli import run
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
 from patchdct.inference import load_trained
 from patchdct.launch import launch
-from patchdct.trainer import Trainer
-
-
-def trainer_of(cfg: CfgNode) -> type[Trainer]:
-    """Return the trainer of a config's kind of model."""
-    return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
