@@ -300,9 +300,9 @@ def test_real_pictures():
     seconds = []
     for path in sorted((folder / "images").glob("*.jpg"))[::10]:
         truth = folder / "ground_truth_mask" / f"{path.stem}.png"
-        start = time.perf_counter()
+        start = time.process_time()
         sample = mapper({"file_name": str(path), "mask_file_name": str(truth), "image_id": path.stem})
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         assert sample["image"].shape == (3, 224, 224) and sample["mask"].any()
         assert iou(sample) >= 0.8
     assert len(seconds) >= 50
