@@ -52,7 +52,7 @@ class EfficientSelfAttention(nn.Module):
         b, n, c = x.shape
         q = self._split_heads(self.q(x))
         if self.sr_ratio > 1:
-            x = self.sr(x.transpose(1, 2).reshape(b, c, h, w))
+            x = self.sr(_to_map(x, h, w))
             x = self.norm(x.flatten(2).transpose(1, 2))
         k, v = (self._split_heads(t) for t in self.kv(x).chunk(2, dim=-1))
         logits = None
@@ -76,8 +76,7 @@ class DepthwiseConv(nn.Module):
         self.dwconv = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
 
     def forward(self, x: Tensor, h: int, w: int) -> Tensor:
-        x = self.dwconv(x.transpose(1, 2).unflatten(2, (h, w)))
-        return x.flatten(2).transpose(1, 2)
+        return self.dwconv(_to_map(x, h, w)).flatten(2).transpose(1, 2)
 
 
 class MixFFN(nn.Module):
@@ -167,8 +166,7 @@ class MixTransformer(Backbone):
                 x, of_block = block(x, h, w, need_logits and i == len(self._shapes))
                 if of_block is not None:
                     logits.append(of_block)
-            x = getattr(self, f"norm{i}")(x).transpose(1, 2).unflatten(2, (h, w))
-            features[name] = x
+            x = features[name] = _to_map(getattr(self, f"norm{i}")(x), h, w)
         return features, logits
 
 
@@ -185,6 +183,14 @@ def build_mit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MixTransformer:
         patch_strides=mit.PATCH_STRIDES,
         drop_path=mit.DROP_PATH,
     )
+
+
+def _to_map(tokens: Tensor, h: int, w: int) -> Tensor:
+    """View (B, h w, C) tokens as a (B, C, h, w) map in channels_last format.
+
+    Of one image alone, tokens transposed before they are unflattened would not count as such: convolutions would copy.
+    """
+    return tokens.unflatten(1, (h, w)).permute(0, 3, 1, 2)
 
 
 def _init_weights(module: nn.Module) -> None:

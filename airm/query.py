@@ -7,7 +7,8 @@ On a grid three things are common to many positions, with the same result:
 - of what is left of it, p - q, q and the cell, the y parts depend on the row alone, the x parts on the column alone;
 - the weights, areas of rectangles, are products of one number per row and one per column.
 
-Letters: B samples, D channels, (h, w) feature positions, R rows and C columns of the grid, K a hidden width.
+Letters: B samples, D channels, (h, w) feature positions, R rows and C columns of the grid, K a hidden width. The hidden
+width comes last, so that a position's numbers are side by side in memory: they are gathered as one.
 """
 
 from typing import NamedTuple
@@ -70,41 +71,41 @@ def query_grid(features: Tensor, parameters: MappingParameters, rows: Axis, cols
     """
     (weight, bias), hidden_layers = parameters[0], parameters[1:]
     channels, h, w = features.shape[1:]
-    projected = _linear(features.flatten(2), weight[:, :, :channels], bias).unflatten(2, (h, w))
+    projected = _linear(features.flatten(2).mT, weight[:, :, :channels], bias).unflatten(1, (h, w))
     # Columns of the first layer: p - q, q and the cell, each as y, x. Products, not matrices: autocast leaves them be
-    coordinates = weight[:, :, channels:].float().unflatten(2, (COORDINATES // 2, 2))
+    coordinates = weight[:, None, :, channels:].float().unflatten(3, (COORDINATES // 2, 2))
     y, x = neighbours(rows.positions, h), neighbours(cols.positions, w)
-    row_terms = [_coordinate_term(coordinates[..., 0], offset, rows)[..., None] for offset in y.offsets]
-    col_terms = [_coordinate_term(coordinates[..., 1], offset, cols)[:, :, None] for offset in x.offsets]
+    row_terms = [_coordinate_term(coordinates[..., 0], offset, rows)[:, :, None] for offset in y.offsets]
+    col_terms = [_coordinate_term(coordinates[..., 1], offset, cols)[:, None] for offset in x.offsets]
     step = max(1, chunk // len(cols.positions))
     parts = []
     for start in range(0, len(rows.positions), step):
         part = slice(start, start + step)
         answer = projected.new_zeros(())
         for i in range(2):
-            of_rows = projected.index_select(2, y.indices[i, part]) + row_terms[i][:, :, part]
+            of_rows = projected.index_select(1, y.indices[i, part]) + row_terms[i][:, part]
             for j in range(2):
-                hidden = of_rows.index_select(3, x.indices[j]) + col_terms[j]
+                hidden = of_rows.index_select(2, x.indices[j]) + col_terms[j]
                 area = y.weights[i, part, None] * x.weights[j]
                 answer = answer + area * _mlp(hidden, hidden_layers)
         parts.append(answer)
-    return torch.cat(parts, dim=2)
+    return torch.cat(parts, dim=1)[:, None]
 
 
 def _coordinate_term(weight: Tensor, offset: Tensor, axis: Axis) -> Tensor:
-    """(B, K, 3) weights of p - q, q and the cell along one axis to their (B, K, Q) share of the first layer."""
-    return weight[..., :1] * offset + weight[..., 1:2] * axis.positions + weight[..., 2:] * axis.cell
+    """(B, 1, K, 3) weights of p - q, q and the cell along one axis to their (B, Q, K) share of the first layer."""
+    return weight[..., 0] * offset[:, None] + weight[..., 1] * axis.positions[:, None] + weight[..., 2] * axis.cell
 
 
 def _mlp(hidden: Tensor, layers: MappingParameters) -> Tensor:
-    """Apply what follows the first layer: (B, K, R, C) before its ReLU to (B, 1, R, C) logits."""
-    size = hidden.shape[2:]
-    hidden = hidden.flatten(2)
+    """Apply what follows the first layer: (B, R, C, K) before its ReLU to (B, R, C) logits."""
+    size = hidden.shape[1:3]
+    hidden = hidden.flatten(1, 2)
     for weight, bias in layers:
         hidden = _linear(hidden.relu_(), weight, bias)
-    return hidden.unflatten(2, size)
+    return hidden.unflatten(1, size)[..., 0]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(B, in, N) to (B, out, N) with a (B or 1, out, in) weight and a (B or 1, out) bias."""
-    return torch.baddbmm(bias[..., None].expand(len(x), -1, 1), weight.expand(len(x), -1, -1), x)
+    """(B, N, in) to (B, N, out) with a (B or 1, out, in) weight and a (B or 1, out) bias."""
+    return torch.baddbmm(bias[:, None], x, weight.mT.expand(len(x), -1, -1))

@@ -142,7 +142,7 @@ def test_ratios_below_the_smallest_size_are_left_out():
 def test_chunks_bound_what_is_evaluated_at_once(monkeypatch):
     largest = []
     original = torch.baddbmm
-    monkeypatch.setattr(torch, "baddbmm", lambda b, w, x: largest.append(x.shape[2]) or original(b, w, x))
+    monkeypatch.setattr(torch, "baddbmm", lambda b, x, w: largest.append(x.shape[1]) or original(b, x, w))
     model = make_model(QUERY_CHUNK=2000, RATIOS=[1.0])
     image, mask = make_input(320, 240)
     refined = model.refine(image, mask)

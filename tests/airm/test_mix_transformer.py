@@ -63,6 +63,18 @@ def test_parameters_of_b1():
     assert sum(p.numel() for part in parts for p in part.parameters()) == stage
 
 
+def test_one_image_alone_is_not_copied_to_another_memory_format():
+    model, channel_strides = build(), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _module, _inputs, y: channel_strides.append(y.stride(1)))
+    with torch.no_grad():
+        features = model(torch.randn(1, 4, 64, 96))
+    # All but the first, whose input is no map of tokens: 3 embeddings, 5 depthwise, 3 between queries and keys
+    assert channel_strides[1:] == [1] * 11
+    assert all(x.stride(1) == 1 for x in features.values())
+
+
 def test_without_attention_maps_the_features_are_the_same():
     model = randomize(build())
     x = torch.randn(2, 4, 64, 96)
