@@ -32,6 +32,8 @@ REQUIREMENTS = [
     "yacs>=0.1.8",
 ]
 
+EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+
 setup(
     name="patchdct",
     version="0.1.0",
@@ -44,7 +46,9 @@ setup(
     extras_require={
         # t-SNE, for Fig. 7 of AIRM
         "figures": ["scikit-learn>=1.3"],
-        "test": ["pytest>=9.1", "pytest-xdist>=3.5", "scipy>=1.11", "scikit-learn>=1.3", "selenium>=4.20"],
+        # ONNX files: writing them, and running them
+        "export": EXPORT,
+        "test": ["pytest>=9.1", "pytest-xdist>=3.5", "scipy>=1.11", "scikit-learn>=1.3", "selenium>=4.20", *EXPORT],
         "dev": ["mypy>=1.10", "ruff>=0.6", "types-PyYAML", "types-tqdm"],
     },
 )

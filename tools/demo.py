@@ -17,27 +17,22 @@ its patches. A file that cannot be read is left out; all of these are named at t
 import argparse
 import glob
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
+from patchdct.categories import find_categories
 from patchdct.cli import run
 from patchdct.config import load_cfg
-from patchdct.data.prepare import prepare_datasets
 from patchdct.errors import UserError
 from patchdct.inference import Predictor, read_picture
 from patchdct.video import VideoReader, VideoWriter
 from patchdct.visualization import compare_panels, draw_masks
-
-logger = logging.getLogger("patchdct.demo")
 
 JPEG_SUFFIXES = {".jpg", ".jpeg"}
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {".bmp", ".gif", ".jp2", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
@@ -87,27 +82,6 @@ def plan_outputs(sources: list[Path], folder: Path, overwrite: bool) -> dict[Pat
             "another --output folder, or pass --overwrite"
         )
     return targets
-
-
-def find_categories(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Return id and name of each class of the model as a data set of the config has them, else its index as both."""
-    problem = "none of its data sets has that many"
-    try:
-        prepare_datasets(cfg, train=False)
-        for name in {entry[0] for entry in cfg.DATASETS.COCO_FORMAT} & {*cfg.DATASETS.TEST}:
-            DatasetCatalog.get(name)  # tells the ids of its categories
-    except UserError as e:
-        # No matter for sets like COCO, whose classes are known without their files
-        problem = str(e)
-    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        metadata = MetadataCatalog.get(name)
-        names = metadata.get("thing_classes", ())
-        if len(names) == num_classes:
-            indices = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(num_classes)}
-            return [{"id": number, "name": names[indices[number]]} for number in sorted(indices, key=indices.get)]
-    logger.warning("The %d classes of the model get numbers for names: %s", num_classes, problem)
-    return [{"id": i, "name": str(i)} for i in range(num_classes)]
 
 
 class Results:

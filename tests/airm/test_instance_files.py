@@ -1,0 +1,207 @@
+"""Masks and images as users have them: RLE, polygons, PNG folders, image ids; every mistake is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_util
+
+from airm.instance_files import (
+    InstanceImage,
+    find_images,
+    images_of_annotations,
+    images_of_results,
+    read_annotations,
+    read_png_folder,
+    read_results,
+)
+from airm.instance_progress import Progress, in_order
+from airm.rle import decode, encode, read_runs, to_rle
+from patchdct.errors import UserError
+from tests.testing import disc
+
+H, W = 40, 52
+DISC = disc(H, W, (25, 18), 11).numpy()
+
+
+def test_compressed_rle_keeps_its_counts():
+    rle = mask_util.encode(np.asfortranarray(DISC, np.uint8))
+    assert to_rle(rle, H, W) == encode(DISC) == {"size": [H, W], "counts": rle["counts"].decode()}
+    np.testing.assert_array_equal(decode(to_rle(rle, H, W)), DISC)
+    # Runs of no pixels are no fault, and are not tidied up: 3 + 0 + 2 background, 7 foreground
+    odd = {"size": [3, 4], "counts": "3027"}
+    assert to_rle(odd, 3, 4) == odd and decode(to_rle(odd, 3, 4)).sum() == 7
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_are_those_of_pycocotools(seed):
+    """Uncompressed RLE, as a script of numpy's makes it, and the library's compressed one say the same."""
+    mask = np.random.default_rng(seed).random((37, 91)) < (0.5, 0.02, 0.98, 0, 1)[seed]
+    flat = mask.T.ravel()
+    cuts = [0, *(np.flatnonzero(np.diff(flat)) + 1), flat.size]
+    runs = ([0] if flat[0] else []) + [int(b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    assert read_runs(encode(mask)["counts"]) == runs
+    assert to_rle({"size": [37, 91], "counts": runs}, 37, 91) == encode(mask)
+
+
+def test_polygons():
+    square = [10, 10, 30, 10, 30, 20, 10, 20]
+    mask = decode(to_rle([square, [0, 0, 5, 0, 5, 5, 0, 5]], H, W))
+    assert mask[10:20, 10:30].all() and mask[:5, :5].all() and mask.sum() == 200 + 25
+    assert not decode(to_rle([], H, W)).any()
+
+
+@pytest.mark.parametrize(
+    "segmentation, words",
+    [
+        (None, "neither an RLE"),
+        ("P137", "neither an RLE"),
+        ({"size": [H, W]}, "neither an RLE"),
+        ({"size": [W, H], "counts": [H * W]}, "has the size [52, 40] (height, width), but its image is [40, 52]"),
+        ({"size": 3, "counts": [H * W]}, "has the size 3"),
+        ({"size": [H, W], "counts": [5, 6]}, "has runs of 11 pixels; its image has 2080"),
+        ({"size": [H, W], "counts": [2081, -1]}, "counts that are neither"),
+        ({"size": [H, W], "counts": [1.5, 2078.5]}, "counts that are neither"),
+        ({"size": [H, W], "counts": 7}, "counts that are neither"),
+        ({"size": [H, W], "counts": "P137"}, "has runs of"),
+        ({"size": [H, W], "counts": "zz"}, "counts that are neither"),
+        ({"size": [H, W], "counts": "é"}, "counts that are neither"),
+        ({"size": [H, W], "counts": "P"}, "counts that are neither"),
+        ([[1, 2, 3, 4]], "at least 3 points"),
+        ([1, 2, 3, 4, 5, 6], "at least 3 points"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "at least 3 points"),
+        ([[1, 2, 3, 4, 5, "x"]], "not all numbers"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "not all numbers"),
+    ],
+)
+def test_masks_that_cannot_be_used(segmentation, words):
+    with pytest.raises(ValueError) as e:
+        to_rle(segmentation, H, W)
+    assert words in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("{", "not valid JSON"),
+        ('{"annotations": []}', "seems to be an annotation file"),
+        ("[3]", 'entry 0 is no object with an "image_id"'),
+        ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', 'entry 0 has no "segmentation"'),
+        ('[{"image_id": 1, "segmentation": [], "score": "high"}]', "score 'high'"),
+    ],
+)
+def test_results_that_cannot_be_used(tmp_path, content, words):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError) as e:
+        read_results(tmp_path / "results.json")
+    assert words in str(e.value) and str(tmp_path / "results.json") in str(e.value)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        read_results(tmp_path / "absent.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="no COCO annotation file"):
+        read_annotations(tmp_path / "list.json")
+    for text, words in ((str(tmp_path), "a folder without images"), (f"{tmp_path}/*.jpg", "no such image")):
+        with pytest.raises(UserError, match=words):
+            find_images([text])
+
+
+def touch(root: Path, *names: str) -> list[Path]:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return [root / name for name in names]
+
+
+def test_images_are_found(tmp_path):
+    touch(tmp_path / "a", "1.jpg", "sub/2.png", "notes.txt")
+    assert [path.name for path in find_images([str(tmp_path / "a"), f"{tmp_path}/a/*.jpg"])] == ["1.jpg", "2.png"]
+    touch(tmp_path / "big", "x_im.jpg", "x_seg.png", "x_gt.png")
+    assert [path.name for path in find_images([str(tmp_path / "big")])] == ["x_im.jpg"]
+
+
+def test_image_ids_of_annotations(tmp_path, monkeypatch):
+    files = touch(tmp_path / "images", "a/1.jpg", "b/1.jpg", "c.jpg")
+    monkeypatch.chdir(tmp_path)
+    touch(Path(), "elsewhere.jpg")
+    names = ["b/1.jpg", "1.jpg", "old/folder/c.jpg", "d.jpg", "elsewhere.jpg"]
+    images = images_of_annotations(
+        {"images": [{"id": 10 + i, "file_name": name} for i, name in enumerate(names)]}, files
+    )
+    assert [image.path for image in images] == [files[1], None, files[2], None, Path("elsewhere.jpg")]
+    assert [image.id for image in images] == [10, 11, 12, 13, 14]
+
+
+def test_image_ids_without_annotations(tmp_path):
+    files = touch(tmp_path, "000000000042.jpg", "COCO_val2014_000000000007.jpg", "x.png", "9.jpg", "09.jpg", "b_9.jpg")
+    ids = [42, "42", 7, "x", 9, 8]
+    found = images_of_results([{"image_id": i} for i in ids], files)
+    assert [image.id for image in found] == ["42", 7, "x", 9, 8]  # 42 and "42" are one image
+    assert [image.path and image.path.name for image in found] == [
+        "000000000042.jpg",
+        "COCO_val2014_000000000007.jpg",
+        "x.png",
+        "9.jpg",
+        None,
+    ]
+    both = images_of_results([{"image_id": 9}], [path for path in files if path.stem != "9"])
+    assert both[0].path is None  # 09.jpg or b_9.jpg
+
+
+def test_png_folder(tmp_path):
+    names = ["x/10.png", "x/9.png", "7/a.png", "y_2.png", "y_10.png", "y.png", "z_1.png", "z_1_3.png", "big_seg.png"]
+    for k, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 5), 255 * (k % 2), np.uint8)).save(tmp_path / name)
+    images = [
+        InstanceImage(number, name, Path("images", name))
+        for number, name in (
+            (1, "x.jpg"),
+            (7, "seven.jpg"),
+            (3, "y.jpg"),
+            (4, "z_1.jpg"),
+            (5, "big_im.jpg"),
+            (6, "w.jpg"),
+        )
+    ]
+    results = read_png_folder(tmp_path, images, category_id=2)
+    assert [(result["image_id"], result["mask_file"]) for result in results] == [
+        (1, "x/9.png"),
+        (1, "x/10.png"),
+        (7, "7/a.png"),
+        (3, "y.png"),
+        (3, "y_2.png"),
+        (3, "y_10.png"),
+        (4, "z_1.png"),
+        (4, "z_1_3.png"),
+        (5, "big_seg.png"),
+    ]
+    assert decode(results[0]["segmentation"]).all() and not decode(results[1]["segmentation"]).any()
+    assert {(result["category_id"], result["score"]) for result in results} == {(2, 1.0)}
+    with pytest.raises(UserError, match="no PNG masks of the 1 images"):
+        read_png_folder(tmp_path, images[-1:], 1)
+
+
+def test_progress_survives_an_interruption(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    with Progress(path, {"margin": 0.2, "opts": ("A", 1)}, resume=True) as progress:
+        progress.add(5, refined=[{"image_id": 5, "n": 1}])
+    path.write_text(path.read_text() + '{"image_id": 6, "ref')  # cut off
+    with Progress(path, {"margin": 0.2, "opts": ["A", 1]}, resume=True) as progress:
+        assert list(progress.done) == ["5"]
+        progress.add("6", refined=[])
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
+    with pytest.raises(UserError, match=r"begun with other options \(margin\)"):
+        Progress(path, {"margin": 0.3, "opts": ["A", 1]}, resume=True)
+    with Progress(path, {"margin": 0.3}, resume=False) as progress:
+        assert not progress.done
+
+
+def test_results_keep_their_order():
+    results = [{"image_id": i, "k": k} for k, i in enumerate((2, 1, 2, 3, 1))]
+    done = {str(i): {"refined": [{**r, "new": True} for r in results if r["image_id"] == i]} for i in (1, 2)}
+    assert in_order(results, done) == [{**r, "new": True} if r["image_id"] != 3 else r for r in results]

@@ -1,0 +1,303 @@
+"""Instances refined in crops: what is shown to the network, what comes back, and what stays exactly as it was."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from airm.evaluation.instances import Truth, check_results, compare_instances
+from airm.evaluation.metrics import mean_boundary_accuracy
+from airm.instances import InstanceRefiner, RefinedPredictor, find_window, refine_batch
+from airm.refiner import Refiner
+from airm.rle import decode, encode
+from patchdct.errors import UserError
+from tests.testing import disc, tiny_airm_cfg
+
+H, W = 150, 180
+IMAGE = np.random.default_rng(0).integers(0, 255, (H, W, 3), np.uint8)
+
+
+class FakeRefiner:
+    """Stands for a Refiner: ``change`` is what becomes of a crop's mask; keeps the crops that it saw."""
+
+    max_memory = None
+
+    def __init__(self, change=lambda mask: mask):
+        self.change, self.crops = change, []
+
+    def refine(self, image, masks, soft):
+        assert soft and all(mask.shape == image.shape[:2] for mask in masks)
+        self.crops.append(image)
+        return [self.change(mask).astype(np.float32) for mask in masks]
+
+
+def in_crops(change=lambda mask: mask, **options) -> InstanceRefiner:
+    return InstanceRefiner(FakeRefiner(change), batch_size=1, **options)
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory) -> Refiner:
+    torch.manual_seed(0)
+    cfg = tiny_airm_cfg()
+    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
+    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump()}, path)
+    return Refiner(path)
+
+
+def result(mask: np.ndarray, **fields) -> dict:
+    return {"image_id": 3, "category_id": 1, "score": 0.5, "segmentation": encode(mask), **fields}
+
+
+def several() -> list[dict]:
+    """Results of all kinds: discs, at the border, in two parts, odd RLE, empty, full, and fields of one's own."""
+    parts = disc(H, W, (20, 20), 9).numpy() | disc(H, W, (150, 120), 14).numpy()
+    odd = encode(np.ones((H, W), bool))
+    odd["counts"] += "0"  # a run of no pixels, which an encoder of today would leave out
+    return [
+        result(disc(H, W, (60, 70), 20).numpy(), score=0.25, id="a", bbox=[1, 2, 3, 4], note={"own": [1]}),
+        result(disc(H, W, (0, H), 25).numpy(), score=0.75),
+        result(parts, score=0.5),
+        result(np.zeros((H, W), bool), score=0.1),
+        result(np.ones((H, W), bool), score=0.9),
+        {**result(parts), "segmentation": odd},
+    ]
+
+
+def test_a_refinement_that_changes_nothing_returns_identical_results():
+    results = several()
+    before = copy.deepcopy(results)
+    outcome = in_crops().refine_results(IMAGE, results)
+    assert json.dumps(outcome.results) == json.dumps(before) == json.dumps(results)
+    assert (outcome.refined, outcome.changed, outcome.emptied, outcome.faults) == (5, 0, 0, [])
+
+
+def test_changes_come_back_at_their_places():
+    outcome = in_crops(lambda mask: np.pad(mask, 1)[2:, 1:-1]).refine_results(IMAGE, several())  # one pixel up
+    for old, new in zip(several(), outcome.results, strict=True):
+        mask = decode(old["segmentation"])
+        up = np.vstack([mask[1:], np.zeros_like(mask[:1])])
+        np.testing.assert_array_equal(decode(new["segmentation"]), up)
+        assert {k: v for k, v in old.items() if k != "segmentation"} == {
+            k: v for k, v in new.items() if k != "segmentation"
+        }
+        assert isinstance(new["segmentation"]["counts"], str)
+    assert outcome.changed == 5
+
+
+def test_masks_that_would_become_empty_stay():
+    results = several()
+    outcome = in_crops(lambda mask: mask * 0.499).refine_results(IMAGE, results)
+    assert outcome.results == results and (outcome.refined, outcome.emptied, outcome.changed) == (5, 5, 0)
+
+
+def test_what_is_left_alone():
+    results = several()
+    results[0]["iscrowd"] = 1
+    results[2]["segmentation"] = {"size": [W, H], "counts": "0"}  # not of this image
+    outcome = in_crops(lambda mask: 1 - mask).refine_results(IMAGE, results, min_score=0.5)
+    changed = [k for k, (old, new) in enumerate(zip(results, outcome.results, strict=True)) if old != new]
+    # A crowd region, a mask that cannot be used, one that is empty, and low scores; full ones would be empty
+    assert changed == [1] and outcome.refined == 3 and outcome.emptied == 2
+    assert outcome.faults == [f"mask 3 of 6 has the size {[W, H]} (height, width), but its image is {[H, W]}"]
+
+
+def test_polygons_become_rle():
+    square = [40, 30, 80, 30, 80, 70, 40, 70]
+    (answer,) = in_crops().refine_results(IMAGE, [{"segmentation": [square]}]).results
+    assert decode(answer["segmentation"])[30:70, 40:80].all() and decode(answer["segmentation"]).sum() == 1600
+
+
+@pytest.mark.parametrize(
+    "box, margin, expected",
+    [
+        ((60, 70, 20, 10), 0.2, (slice(27, 123), slice(22, 118))),  # 32 around; 74 and 84 become 96
+        ((60, 70, 20, 10), 2.5, (slice(11, 139), slice(6, 134))),  # 50 around; 110 and 120 become 128
+        ((0, 0, 20, 10), 0.2, (slice(0, 64), slice(0, 64))),  # at a corner
+        ((170, 140, 10, 10), 0.0, (slice(86, 150), slice(116, 180))),
+        ((0, 0, W, H), 0.2, (slice(0, H), slice(0, W))),
+        ((30, 0, 80, 150), 0.2, (slice(0, 150), slice(0, 160))),
+    ],
+)
+def test_windows(box, margin, expected):
+    assert find_window(box, (H, W), margin) == expected
+
+
+def test_crops_show_the_image_around_the_instance():
+    refiner = in_crops(margin=0.2)
+    refiner.refine_results(IMAGE, [result(disc(H, W, (69.5, 74.5), 10).numpy())])
+    (crop,) = refiner.refiner.crops
+    np.testing.assert_array_equal(crop, IMAGE[27:123, 22:118])
+
+
+@pytest.mark.parametrize("width", [120, 450])  # one ratio, and two of them
+def test_batches_are_single_ones(refiner, width):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 255, (3, 3, 60, width), dtype=torch.uint8, generator=generator)
+    masks = torch.stack([disc(60, width, (60, 30), 10 + 5 * k) for k in range(3)])
+    expected = torch.cat([refiner.model.refine(i, m[None]) for i, m in zip(images, masks, strict=True)]).detach()
+    assert (expected - expected[:1]).abs().max() > 1e-3  # of different answers
+    torch.testing.assert_close(refine_batch(refiner.model, images, masks), expected, atol=1e-5, rtol=0)
+    refiner.model.min_confidence = 1.0
+    try:
+        assert torch.equal(refine_batch(refiner.model, images, masks), masks.float())
+    finally:
+        refiner.model.min_confidence = 0.0
+
+
+def test_batch_size_does_not_matter(refiner, monkeypatch):
+    sizes = []
+
+    def counted(model, images, masks):
+        sizes.append(len(masks))
+        return refine_batch(model, images, masks)
+
+    monkeypatch.setattr("airm.instances.refine_batch", counted)
+    masks = torch.stack([disc(H, W, (60 + 7 * k, 70), 15) for k in range(5)] + [disc(H, W, (20, 20), 8)]).numpy()
+    alone = InstanceRefiner(refiner, batch_size=1).refine(IMAGE, masks)
+    assert not sizes
+    together = InstanceRefiner(refiner, batch_size=3).refine(IMAGE, masks)
+    assert sizes == [3, 2]
+    assert (alone != together).mean() < 1e-3 and (alone != masks).any()
+
+
+def test_memory_of_batches_is_bounded(refiner, monkeypatch):
+    many = InstanceRefiner(refiner, batch_size=1000)
+    padded = (96 + 64) ** 2
+    assert many._count_at_once((96, 96)) == 2**20 // padded
+    monkeypatch.setattr(refiner.model, "settings", refiner.model.settings._replace(tile_size=320))
+    assert many._count_at_once((96, 96)) == 320**2 // padded
+    assert many._count_at_once((96, 288)) == 1  # it would be tiled
+    monkeypatch.setattr(refiner, "max_memory", 0.0625)
+    few = many._count_at_once((96, 96))
+    assert 1 <= few < 320**2 // padded
+    monkeypatch.setattr(refiner, "max_memory", 0.001)
+    assert many._count_at_once((96, 96)) == 1
+
+
+def test_behind_a_detector(refiner):
+    found = Instances((H, W))
+    found.pred_boxes = Boxes(torch.rand(3, 4))
+    found.scores = torch.tensor([0.9, 0.8, 0.7])
+    found.pred_classes = torch.tensor([2, 0, 1])
+    found.pred_masks = torch.stack([disc(H, W, (60, 70), 15), disc(H, W, (30, 30), 9), torch.zeros(H, W).bool()])
+    before = found.pred_masks.clone()
+    refined = RefinedPredictor(lambda image: found, InstanceRefiner(refiner))(IMAGE)
+    assert refined.pred_masks.dtype == torch.bool and torch.equal(found.pred_masks, before)
+    assert not torch.equal(refined.pred_masks[:2], before[:2]) and not refined.pred_masks[2].any()
+    for field in ("scores", "pred_classes"):
+        assert torch.equal(refined.get(field), found.get(field))
+    assert refined.pred_boxes is found.pred_boxes
+    results = [result(mask.numpy()) for mask in before]
+    as_results = InstanceRefiner(refiner).refine_results(IMAGE, results).results
+    np.testing.assert_array_equal([decode(r["segmentation"]) for r in as_results], refined.pred_masks)
+    none = RefinedPredictor(lambda image: found[:0], InstanceRefiner(refiner))(IMAGE)
+    assert none.pred_masks.shape == (0, H, W)
+
+
+def test_values_out_of_range(refiner):
+    for options, words in (({"margin": -1}, "margin is -1"), ({"batch_size": 0}, "batch_size is 0")):
+        with pytest.raises(UserError, match=words):
+            InstanceRefiner(refiner, **options)
+    for masks in (np.zeros((1, H, W)), np.zeros((H, W), bool), np.zeros((1, W, H), bool)):
+        with pytest.raises(UserError, match=f"boolean array of \\(N, {H}, {W}\\)"):
+            InstanceRefiner(refiner).refine(IMAGE, masks)
+
+
+@pytest.fixture
+def truth(tmp_path) -> Truth:
+    """Two discs of different classes and a crowd region."""
+    annotations = [
+        {
+            "id": 1,
+            "image_id": 3,
+            "category_id": 4,
+            "iscrowd": 0,
+            "segmentation": encode(disc(H, W, (50, 60), 30).numpy()),
+        },
+        {
+            "id": 2,
+            "image_id": 3,
+            "category_id": 9,
+            "iscrowd": 0,
+            "segmentation": encode(disc(H, W, (130, 90), 20).numpy()),
+        },
+        {
+            "id": 3,
+            "image_id": 3,
+            "category_id": 4,
+            "iscrowd": 1,
+            "segmentation": encode(disc(H, W, (10, 10), 9).numpy()),
+        },
+    ]
+    for annotation in annotations:
+        annotation["bbox"] = mask_util.toBbox(annotation["segmentation"]).tolist()
+        annotation["area"] = float(mask_util.area(annotation["segmentation"]))
+    content = {
+        "images": [{"id": 3, "file_name": "3.jpg", "height": H, "width": W}],
+        "categories": [{"id": 9, "name": "b"}, {"id": 4, "name": "a"}],
+        "annotations": annotations,
+    }
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content))
+    return Truth(str(path), content)
+
+
+def test_evaluation_before_and_after(truth):
+    discs = [disc(H, W, (50, 60), 30).numpy(), disc(H, W, (130, 90), 20).numpy()]
+    shifted = [disc(H, W, (56, 60), 30).numpy(), disc(H, W, (137, 90), 20).numpy()]
+    rest = [result(disc(H, W, (50, 60), 29).numpy(), category_id=4, score=0.3)]  # second best of its object
+    before = [result(m, category_id=c, image_id="3") for m, c in zip(shifted, (4, 9), strict=True)] + rest
+    after = [result(m, category_id=c, image_id="3") for m, c in zip(discs, (4, 9), strict=True)] + rest
+    evaluation = compare_instances(truth, before, after)
+    assert evaluation["pairs"] == 2
+    assert evaluation["after"]["segm"]["AP"] == pytest.approx(100)
+    assert evaluation["after"]["boundary"]["AP"] == pytest.approx(100)
+    assert evaluation["after"]["IoU"] == evaluation["after"]["mBA"] == 100
+    ious = [(a & b).sum() / (a | b).sum() for a, b in zip(discs, shifted, strict=True)]
+    assert evaluation["before"]["IoU"] == pytest.approx(100 * np.mean(ious))
+    mba = [mean_boundary_accuracy(a, b) for a, b in zip(shifted, discs, strict=True)]
+    assert evaluation["before"]["mBA"] == pytest.approx(100 * np.mean(mba))
+    # AP as pycocotools has it
+    coco = COCO(truth.path)
+    official = COCOeval(coco, coco.loadRes([{**r, "image_id": 3} for r in before]), "segm")
+    official.evaluate()
+    official.accumulate()
+    official.summarize()
+    assert evaluation["before"]["segm"]["AP"] == pytest.approx(100 * official.stats[0])
+    assert 0 < evaluation["before"]["segm"]["AP"] < 100
+    assert set(evaluation["before"]["segm"]) >= {"AP-a", "AP-b"}
+
+
+def test_results_of_other_annotations(truth):
+    good = result(np.ones((H, W), bool), category_id=4)
+    check_results([good, {**good, "image_id": "3"}], truth)
+    for bad, words in (
+        ({**good, "image_id": 5}, "result 1 has the image_id 5, which is none of the 1 images"),
+        ({**good, "category_id": 0}, "result 1 has the category_id 0; .* has the categories 4, 9"),
+        ({k: v for k, v in good.items() if k != "score"}, "result 1 has no score"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_results([good, bad], truth)
+
+
+@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT names no folder of real data")
+def test_real_results_of_pycocotools_keep_everything():
+    """pycocotools' fake detections of COCO val2014, whose images are not needed when nothing changes."""
+    root = Path(os.environ["REAL_DATA_ROOT"], "coco_eval")
+    results = json.loads((root / "instances_val2014_fakesegm100_results.json").read_text())
+    groups: dict[int, list[dict]] = {}
+    for entry in results:
+        groups.setdefault(entry["image_id"], []).append(entry)
+    for entries in list(groups.values())[:20]:
+        image = np.zeros((*entries[0]["segmentation"]["size"], 3), np.uint8)
+        outcome = in_crops().refine_results(image, entries)
+        assert outcome.results == entries and not outcome.faults and not outcome.changed

@@ -1,0 +1,368 @@
+"""The pipeline from the command line: JSON in, JSON out; PNG folders; a detector; evaluation; nothing lost."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from pycocotools import mask as mask_util
+
+from airm.data.perturbation import perturb_mask
+from airm.instances import InstanceRefiner
+from airm.refiner import Refiner
+from airm.rle import decode, encode, to_rle
+from patchdct.cli import run
+from patchdct.inference import Predictor, read_picture
+from tests.testing import disc, load_tool, tiny_airm_cfg, tiny_cfg
+
+H, W = 56, 72
+NAMES = ["000000000007.jpg", "000000000003.jpg", "000000000012.jpg"]
+IDS = [7, 3, 12]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_tool("refine_instances")
+
+
+@pytest.fixture(autouse=True)
+def no_data_sets(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    cfg = tiny_airm_cfg()
+    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
+    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector_weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("detector") / "model.pth"
+    torch.save({"model": build_model(tiny_cfg()).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k, name in enumerate(NAMES):
+        pixels = np.random.default_rng(k).integers(0, 255, (H, W, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def refine(tool, weights, photos, tmp_path):
+    """A function that runs the tool as its command line does, and returns its folder and what it evaluated."""
+
+    def call(*args: object, output: str = "out"):
+        command = ["--refiner", weights, "--images", photos, "--output", tmp_path / output, "--device", "cpu", *args]
+        return tmp_path / output, run(tool.main, tool.argument_parser().parse_args([*map(str, command)]))
+
+    return call
+
+
+@pytest.fixture
+def failure(refine, capsys):
+    """A function that runs the tool, which is to exit with status 1, and returns its message."""
+
+    def call(*args: object, **kwargs: object) -> str:
+        with pytest.raises(SystemExit) as e:
+            refine(*args, **kwargs)
+        error = capsys.readouterr().err
+        assert e.value.code == 1 and "Traceback" not in error
+        return error[error.rindex("error: ") :]
+
+    return call
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def some_results() -> list[dict]:
+    """Of three images in turns, as RLE of both kinds and polygons; of the third a mask only."""
+    small, large = encode(disc(H, W, (20, 22), 9).numpy()), encode(disc(H, W, (45, 30), 20).numpy())
+    runs = {"size": [4 * H // 4, W], "counts": [10 * H, 20 * H, H * W - 30 * H]}  # columns 10 to 29
+    return [
+        {"image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.25, "segmentation": small, "own": "x"},
+        {"image_id": 3, "category_id": 1, "score": 0.9, "segmentation": large},
+        {"image_id": 7, "category_id": 1, "score": 0.5, "segmentation": runs},
+        {"image_id": 3, "category_id": 2, "score": 0.125, "segmentation": [[10, 10, 40, 10, 40, 40, 10, 40]]},
+        {"image_id": 12, "category_id": 1, "score": 0.75, "segmentation": encode(np.zeros((H, W), bool))},
+    ]
+
+
+@pytest.fixture
+def results(tmp_path):
+    return write(tmp_path / "results.json", some_results())
+
+
+@pytest.fixture
+def truth(tmp_path):
+    masks = [(7, 2, disc(H, W, (20, 22), 10)), (3, 1, disc(H, W, (45, 30), 21)), (12, 1, disc(H, W, (30, 30), 9))]
+    annotations = []
+    for number, (image_id, category_id, mask) in enumerate(masks, start=1):
+        rle = encode(mask.numpy())
+        fields = {"bbox": mask_util.toBbox(rle).tolist(), "area": float(mask.sum()), "iscrowd": 0}
+        entry = {"id": number, "image_id": image_id, "category_id": category_id, "segmentation": rle}
+        annotations.append({**entry, **fields})
+    images = [{"id": i, "file_name": name, "height": H, "width": W} for i, name in zip(IDS, NAMES, strict=True)]
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    return write(tmp_path / "truth.json", {"images": images, "annotations": annotations, "categories": categories})
+
+
+def test_json_in_json_out(refine, results, weights, photos, capsys):
+    output, evaluation = refine("--results", results)
+    refined, before = json.loads((output / "refined.json").read_text()), some_results()
+    assert evaluation is None and sorted(path.name for path in output.iterdir()) == ["refined.json"]
+    refiner = InstanceRefiner(Refiner(weights))
+    for old, new in zip(before, refined, strict=True):
+        assert list(old) == list(new)
+        assert {k: old[k] for k in old if k != "segmentation"} == {k: new[k] for k in new if k != "segmentation"}
+        pixels = read_picture(photos / f"{old['image_id']:012d}.jpg")
+        coarse = decode(to_rle(old["segmentation"], H, W))
+        np.testing.assert_array_equal(decode(new["segmentation"]), refiner.refine(pixels, coarse[None])[0])
+    assert refined[4] == before[4]
+    assert "4 of 5 masks in 3 images were refined, " in capsys.readouterr().out
+
+
+def test_a_guard_that_lets_nothing_change_gives_identical_masks(refine, results):
+    """With the highest confidence asked for, the coarse mask is kept everywhere."""
+    output, _ = refine("--results", results, "--min-confidence", 1)
+    refined = json.loads((output / "refined.json").read_text())
+    assert refined == [{**old, "segmentation": to_rle(old["segmentation"], H, W)} for old in some_results()]
+    again, _ = refine("--results", output / "refined.json", "--min-confidence", 1, output="again")
+    assert (again / "refined.json").read_text() == (output / "refined.json").read_text()
+
+
+def test_evaluation_before_and_after(refine, results, truth, capsys):
+    output, evaluation = refine("--results", results, "--annotations", truth, "--min-confidence", 1, "--overlays")
+    assert json.dumps(evaluation["before"]) == json.dumps(evaluation["after"])
+    assert json.loads((output / "evaluation.json").read_text())["pairs"] == evaluation["pairs"] == 2
+    ious = [mask_util.iou([a["segmentation"]], [b["segmentation"]], [0])[0, 0] for a, b in pairs(truth)]
+    assert evaluation["before"]["IoU"] == pytest.approx(100 * np.mean(ious))
+    # Category 1: one of two objects is found, at a score above all others; category 2: one of one
+    found = [(iou >= np.arange(0.5, 1, 0.05)).mean() for iou in ious]
+    assert evaluation["before"]["segm"]["AP-b"] == pytest.approx(100 * found[0])
+    assert evaluation["before"]["segm"]["AP-a"] == pytest.approx(100 * found[1] * 51 / 101)
+    assert "Boundary AP" in capsys.readouterr().out
+    drawn = Image.open(output / "overlays" / "000000000003.jpg")
+    assert drawn.size == (2 * W, H) and not (output / "overlays" / "000000000003_change.jpg").exists()
+
+
+def pairs(truth: Path) -> list[tuple[dict, dict]]:
+    annotations = json.loads(truth.read_text())["annotations"]
+    return list(zip(some_results()[:2], annotations[:2], strict=True))
+
+
+def test_overlays_show_what_changed(refine, results):
+    output, _ = refine("--results", results, "--overlays", "--batch-size", 1, "--margin", 0.5)
+    names = sorted(path.name for path in (output / "overlays").iterdir())
+    assert {f"{name[:-4]}.jpg" for name in NAMES} <= set(names) and "000000000003_change.jpg" in names
+
+
+def test_annotations_without_ground_truth(refine, results, truth, capsys):
+    content = json.loads(truth.read_text())
+    del content["annotations"]
+    _, evaluation = refine("--results", results, "--annotations", write(truth, content))
+    assert evaluation is None and "has no annotations: nothing is evaluated" in capsys.readouterr().out
+
+
+def test_png_folders(refine, photos, tmp_path, truth, capsys):
+    for name, centre in (("000000000007_1.png", 20), ("000000000007_2.png", 40), ("3/part.png", 30)):
+        (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(disc(H, W, (centre, 22), 9).numpy()).save(tmp_path / "masks" / name)
+    output, evaluation = refine("--results", tmp_path / "masks", "--annotations", truth)
+    coarse, refined = (json.loads((output / f"{name}.json").read_text()) for name in ("coarse", "refined"))
+    assert [r["mask_file"] for r in refined] == ["000000000007_1.png", "000000000007_2.png", "3/part.png"]
+    assert [r["image_id"] for r in refined] == [7, 7, 3]
+    np.testing.assert_array_equal(decode(coarse[1]["segmentation"]), disc(H, W, (40, 22), 9).numpy())
+    assert evaluation is None and "masks of a folder have no classes" in capsys.readouterr().out
+    # Without annotations ids are those of the names, or made; they are written down, and the result is input in turn
+    output, _ = refine("--results", tmp_path / "masks", output="numbers")
+    assert [r["image_id"] for r in json.loads((output / "refined.json").read_text())] == [3, 7, 7]
+    Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(photos / "a.jpg")
+    output, _ = refine("--results", tmp_path / "masks", output="numbered")
+    images = json.loads((output / "images.json").read_text())
+    named = {image["id"]: Path(image["file_name"]).name for image in images["images"]}
+    assert named == dict(enumerate(sorted([*NAMES, "a.jpg"]), start=1)) and images["images"][0]["width"] == W
+    refined = json.loads((output / "refined.json").read_text())
+    assert [named[r["image_id"]] for r in refined] == [NAMES[0]] * 2  # "3" is now no image's id
+    again = ("--results", output / "refined.json", "--annotations", output / "images.json")
+    assert len(json.loads((refine(*again, output="again")[0] / "refined.json").read_text())) == 2
+
+
+def test_one_category_is_that_of_png_masks(refine, tmp_path, truth):
+    content = json.loads(truth.read_text())
+    content["categories"] = [{"id": 5, "name": "thing"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 5
+    (tmp_path / "masks").mkdir()
+    for annotation in content["annotations"]:
+        Image.fromarray(decode(annotation["segmentation"])).save(
+            tmp_path / "masks" / f"{annotation['image_id']:012d}.png"
+        )
+    _, evaluation = refine(
+        "--results", tmp_path / "masks", "--annotations", write(truth, content), "--min-confidence", 1
+    )
+    assert evaluation["after"]["segm"]["AP"] == pytest.approx(100) and evaluation["pairs"] == 3
+
+
+def test_detector(refine, config_file, detector_weights, photos, tmp_path):
+    cfg_file = config_file("patchdct")
+    options = [
+        "--config-file",
+        cfg_file,
+        "--weights",
+        detector_weights,
+        "--overlays",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    ]
+    output, _ = refine(*options, "0.0")
+    coarse, refined = (json.loads((output / f"{name}.json").read_text()) for name in ("coarse", "refined"))
+    images = json.loads((output / "images.json").read_text())
+    assert [c["id"] for c in images["categories"]] == [0, 1, 2] and len(images["images"]) == 3
+    assert len(coarse) == len(refined) == 15 and coarse != refined
+    for old, new in zip(coarse, refined, strict=True):
+        assert {k: old[k] for k in old if k != "segmentation"} == {k: new[k] for k in new if k != "segmentation"}
+    cfg = tiny_cfg()
+    cfg.MODEL.WEIGHTS = str(detector_weights)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    found = Predictor(cfg)(read_picture(photos / sorted(NAMES)[0]))
+    assert [r["score"] for r in coarse[:5]] == pytest.approx(found.scores.tolist())
+    assert [r["segmentation"] for r in coarse[:5]] == [encode(mask.numpy()) for mask in found.pred_masks]
+    assert (output / "overlays" / "000000000003.jpg").is_file()
+
+
+def test_detector_with_ground_truth(refine, failure, config_file, detector_weights, truth):
+    options = ["--config-file", config_file("patchdct"), "--weights", detector_weights, "--annotations", truth]
+    assert "has 2 categories, but the model" in failure(*options, "MODEL.DEVICE", "cpu")
+    content = json.loads(truth.read_text())
+    content["categories"].append({"id": 9, "name": "c"})
+    content["images"] = content["images"][:2] + [{**content["images"][2], "file_name": "not_given.jpg"}]
+    write(truth, content)
+    output, evaluation = refine(*options, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", output="second")
+    coarse = json.loads((output / "coarse.json").read_text())
+    assert {r["image_id"] for r in coarse} == {7, 3} and {r["category_id"] for r in coarse} <= {1, 2, 9}
+    assert evaluation["before"]["segm"]["AP"] >= 0 and not (output / "images.json").exists()
+
+
+def test_config_of_the_detector_is_found(tool, tmp_path):
+    assert tool.find_detector_config(None) == tool.find_detector_config(str(tmp_path / "m.pth")) == tool.DEFAULT_CONFIG
+    (tmp_path / "config.yaml").touch()
+    assert tool.find_detector_config(str(tmp_path / "m.pth")) == str(tmp_path / "config.yaml")
+
+
+def test_images_and_masks_that_cannot_be_used_are_named_and_the_others_done(failure, photos, tmp_path):
+    before = some_results()
+    before[0]["segmentation"] = {"size": [W, H], "counts": "0"}
+    before.append({**before[1], "image_id": 99})
+    (photos / "000000000003.jpg").write_bytes(b"no image")
+    error = failure("--results", write(tmp_path / "r.json", before))
+    for words in (
+        "3 images or masks could not be used, and stay as they were:",
+        "image 99: no such file among --images",
+        "cannot read image",
+        "000000000007.jpg: mask 1 of 2 has the size [72, 56]",
+    ):
+        assert words in error
+    refined = json.loads((tmp_path / "out" / "refined.json").read_text())
+    assert [k for k, (a, b) in enumerate(zip(before, refined, strict=True)) if a != b] == [2]
+
+
+def test_results_of_unknown_images(failure, results, truth, tmp_path):
+    content = json.loads(truth.read_text())
+    content["images"], content["annotations"] = content["images"][:1], content["annotations"][:1]
+    error = failure("--results", results, "--annotations", write(truth, content))
+    assert "result 1 has the image_id 3, which is none of the 1 images" in error and not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_is_resumed(tool, refine, failure, results, tmp_path, monkeypatch):
+    expected = (refine("--results", results, output="whole")[0] / "refined.json").read_text()
+    read = []
+
+    def interrupted(path):
+        if len(read) == 1:
+            raise KeyboardInterrupt
+        read.append(path.name)
+        return read_picture(path)
+
+    monkeypatch.setattr(tool, "read_picture", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        refine("--results", results)
+    assert read == [NAMES[0]] and not (tmp_path / "out" / "refined.json").exists()
+    monkeypatch.setattr(tool, "read_picture", lambda path: read.append(path.name) or read_picture(path))
+    assert "has an unfinished run; --resume goes on" in failure("--results", results)
+    assert "other options (margin)" in failure("--results", results, "--resume", "--margin", 1)
+    output, _ = refine("--results", results, "--resume")
+    assert read == NAMES and (output / "refined.json").read_text() == expected
+    assert not (output / "progress.jsonl").exists()
+
+
+def test_a_missing_image_can_be_added(refine, failure, results, photos, tmp_path):
+    (photos / NAMES[1]).rename(tmp_path / "elsewhere.jpg")
+    assert "image 3: no such file" in failure("--results", results)
+    (tmp_path / "elsewhere.jpg").rename(photos / NAMES[1])
+    resumed, _ = refine("--results", results, "--resume")
+    whole, _ = refine("--results", results, output="whole")
+    assert (resumed / "refined.json").read_text() == (whole / "refined.json").read_text()
+
+
+def test_nothing_is_overwritten_unasked(refine, failure, results):
+    output, _ = refine("--results", results)
+    (output / "refined.json").write_text("mine")
+    assert f"{output / 'refined.json'} exists already" in failure("--results", results)
+    assert "exists already" in failure("--results", results, "--resume")
+    assert (output / "refined.json").read_text() == "mine"
+    refine("--results", results, "--overwrite")
+    assert len(json.loads((output / "refined.json").read_text())) == 5
+    (output / "file").touch()
+    assert "is no folder" in failure("--results", results, output="out/file")
+
+
+def test_low_scores_stay(refine, results):
+    output, _ = refine("--results", results, "--min-score", 0.6)
+    refined = json.loads((output / "refined.json").read_text())
+    changed = [k for k, (a, b) in enumerate(zip(some_results(), refined, strict=True)) if a != b]
+    assert changed == [1, 2, 3]  # of these, two were no compressed RLE
+    assert refined[2]["segmentation"] == to_rle(some_results()[2]["segmentation"], H, W)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT names no folder of real data")
+def test_real_coco(tool, weights, tmp_path):
+    """Truth of three real images, perturbed, as another model's results: AP of real annotations before and after."""
+    root = Path(os.environ["REAL_DATA_ROOT"], "coco")
+    content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    crowded = {annotation["image_id"] for annotation in content["annotations"] if len(annotation["segmentation"]) > 5}
+    content["images"] = [image for image in content["images"] if image["id"] not in crowded][:3]
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in sizes]
+    results = []
+    for annotation in content["annotations"]:
+        if annotation["iscrowd"]:
+            continue
+        mask = decode(to_rle(annotation["segmentation"], *sizes[annotation["image_id"]]))
+        coarse = encode(perturb_mask(mask, 0.85, np.random.default_rng(0)))
+        keys = {key: annotation[key] for key in ("image_id", "category_id")}
+        results.append({**keys, "score": 0.5, "segmentation": coarse, "id": annotation["id"]})
+    truth = write(tmp_path / "truth.json", content)
+    options = ["--results", write(tmp_path / "results.json", results), "--annotations", truth, "--min-confidence", 1]
+    options += ["--refiner", weights, "--images", root / "val2017", "--output", tmp_path / "out", "--device", "cpu"]
+    evaluation = run(tool.main, tool.argument_parser().parse_args([*map(str, options)]))
+    assert json.loads((tmp_path / "out" / "refined.json").read_text()) == results
+    assert evaluation["pairs"] == len(results)
+    assert 84 < evaluation["before"]["IoU"] < 92 and evaluation["before"]["segm"]["AP50"] == pytest.approx(100)
+    assert json.dumps(evaluation["before"]) == json.dumps(evaluation["after"])

@@ -1,0 +1,263 @@
+#!/usr/bin/env python
+"""Refine instance masks at the images' own resolution with a trained AIRM: of a detector, or of any model's results.
+
+    python tools/refine_instances.py --refiner airm.pth --results results.json --images val2017 --output out
+    python tools/refine_instances.py --refiner airm.pth --results results.json --images val2017 --output out \\
+        --annotations instances_val2017.json                              # evaluates before and after
+    python tools/refine_instances.py --refiner airm.pth --results masks/ --images photos --output out --overlays
+    python tools/refine_instances.py --refiner airm.pth --weights patchdct.pth --images photos --output out --overlays
+
+--results are COCO results (masks as RLE, compressed or not, or polygons), or a folder of PNG masks: of x.jpg these are
+x.png, x_1.png, x_2.png, ..., or the files of a sub-folder x. Without --results a detector finds the instances: any
+instance model of Detectron2, PatchDCT by default. Each instance is refined in a crop around it. The output folder gets
+
+    refined.json      the results with refined masks (compressed RLE at native size); order, scores, boxes and all other
+                      fields are kept, and masks that do not change
+    coarse.json       the results with the masks as they were, unless --results is JSON
+    images.json       likewise, without --annotations: the file that each image_id is, and the categories
+    evaluation.json   with ground truth: AP, Boundary AP, IoU and mBA, before and after
+    overlays/         with --overlays: <name>.jpg, masks before and after, with scores from 0.5 on, and
+                      <name>_change.jpg, the one of these that changed most
+
+Images are done one by one, and each is kept in progress.jsonl at once: --resume goes on after an interruption. Masks
+whose image is missing or cannot be read stay as they are; these images are named at the end, with exit status 1.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from rich import box as box_styles
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from airm import Refiner
+from airm.evaluation.instances import Truth, compare_instances
+from airm.instance_files import InstanceImage
+from airm.instance_pictures import draw_overlays
+from airm.instance_progress import Progress, in_order
+from airm.instance_work import Work
+from airm.instances import InstanceRefiner
+from patchdct.categories import find_categories
+from patchdct.cli import run
+from patchdct.config import load_cfg
+from patchdct.errors import UserError
+from patchdct.inference import Predictor, read_picture
+
+DEFAULT_CONFIG = "configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"
+OUTPUTS = ("progress.jsonl", "refined.json", "coarse.json", "images.json", "evaluation.json", "overlays")
+COUNTS = ("refined", "changed", "emptied")
+# Options that make the results what they are
+DECISIVE = (
+    *("results", "config_file", "weights", "opts", "annotations", "refiner"),
+    *("margin", "tile_size", "max_memory", "min_confidence", "min_score"),
+)
+
+Results: TypeAlias = list[dict[str, Any]]
+FindMasks: TypeAlias = Callable[[InstanceImage, np.ndarray], Results]
+
+
+class Detector:
+    """From an image to COCO results."""
+
+    def __init__(self, config_file: str, weights: str | None, opts: Sequence[str], truth: Truth | None):
+        """
+        Args:
+            config_file, weights, opts: of the model, see :func:`~patchdct.config.load_cfg`.
+            truth: its categories are the model's classes, in the order of their ids.
+
+        Raises:
+            UserError: as :class:`~patchdct.inference.Predictor`, or if the model has another number of classes.
+        """
+        cfg = load_cfg(config_file, [*opts, "MODEL.WEIGHTS", weights] if weights else opts)
+        self.predictor = Predictor(cfg)
+        if truth is None:
+            self.categories = find_categories(cfg)
+            return
+        names = {category["id"]: category["name"] for category in truth.content.get("categories", ())}
+        self.categories = [{"id": category_id, "name": names[category_id]} for category_id in truth.category_ids]
+        if len(self.categories) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise UserError(
+                f"{truth.path} has {len(self.categories)} categories, but the model of {config_file} has "
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes"
+            )
+
+    def __call__(self, image: InstanceImage, pixels: np.ndarray) -> Results:
+        results = instances_to_coco_json(self.predictor(pixels), image.id)
+        return [{**result, "category_id": self.categories[result["category_id"]]["id"]} for result in results]
+
+
+def find_detector_config(weights: str | None) -> str:
+    """Return the config.yaml beside the weights, or else that of PatchDCT."""
+    beside = Path(weights).with_name("config.yaml") if weights else None
+    return str(beside if beside and beside.is_file() else DEFAULT_CONFIG)
+
+
+def masks_by_image(results: Results) -> FindMasks:
+    """Return a function from an image to its results, in their order."""
+    groups: dict[str, Results] = {}
+    for result in results:
+        groups.setdefault(str(result["image_id"]), []).append(result)
+    return lambda image, _: groups.get(str(image.id), [])
+
+
+def describe(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a resumed run has to have in common with the one that was interrupted."""
+    about: dict[str, Any] = {name: getattr(args, name) for name in DECISIVE}
+    for name in ("results", "refiner", "weights"):
+        path = Path(about[name] or "")
+        if path.is_file():
+            about[f"{name} (the file)"] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return about
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raise UserError if anything would be replaced unasked."""
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output} is no folder")
+    existing = [name for name in OUTPUTS if (args.output / name).exists()]
+    if not existing or args.overwrite or (args.resume and existing[0] == "progress.jsonl"):
+        return
+    if existing[0] == "progress.jsonl":
+        raise UserError(f"{args.output} has an unfinished run; --resume goes on with it, --overwrite begins anew")
+    raise UserError(f"{args.output / existing[0]} exists already; choose another --output, or pass --overwrite")
+
+
+def refine_all(
+    images: Sequence[InstanceImage], find_masks: FindMasks, refiner: InstanceRefiner, progress: Progress, args: Any
+) -> list[str]:
+    """Do the images that are not done yet; return a sentence for each that cannot be used."""
+    faults = []
+    stems = [image.path.stem for image in images if image.path]
+    for image in tqdm([image for image in images if str(image.id) not in progress.done], unit="image"):
+        try:
+            if image.path is None:
+                raise UserError(f"{image.name}: no such file among --images, or several")
+            pixels = read_picture(image.path)
+            coarse = find_masks(image, pixels)
+            outcome = refiner.refine_results(pixels, coarse, args.min_score)
+        except UserError as e:
+            faults.append(str(e))
+            continue
+        if args.overlays:
+            unique = "" if stems.count(image.path.stem) == 1 else f"_{image.id}"
+            place = args.output / "overlays" / f"{image.path.stem}{unique}"
+            draw_overlays(pixels, coarse, outcome.results, place)
+        counts = {key: getattr(outcome, key) for key in COUNTS}
+        size = dict(zip(("height", "width"), pixels.shape, strict=False))
+        unusable = [f"{image.path}: {fault}" for fault in outcome.faults]
+        progress.add(image.id, coarse=coarse, refined=outcome.results, counts=counts, size=size, unusable=unusable)
+    return faults
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    table = Table(title=f"IoU and mBA of {evaluation['pairs']} matched pairs", box=box_styles.SIMPLE_HEAD)
+    table.add_column("masks")
+    for name in ("AP", "AP50", "AP75", "Boundary AP", "IoU", "mBA"):
+        table.add_column(name, justify="right")
+    for which in ("before", "after"):
+        found = evaluation[which]
+        values = [found["segm"][key] for key in ("AP", "AP50", "AP75")] + [found["boundary"]["AP"]]
+        values += [found["IoU"], found["mBA"]]
+        table.add_row(which, *("-" if value is None else f"{value:.2f}" for value in values))
+    # A pipe or file has no width of its own
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def evaluate(work: Work, coarse: Results, refined: Results) -> dict[str, Any] | None:
+    """Compare with ground truth, and print what comes out; None where there is none to compare with."""
+    if work.truth is None:
+        return None
+    if "annotations" not in work.truth.content:
+        print(f"{work.truth.path} has no annotations: nothing is evaluated")
+    elif not coarse:
+        print("There are no masks: nothing is evaluated")
+    elif work.results is not None and not work.from_json and len(work.truth.category_ids) != 1:
+        print("The masks of a folder have no classes, and the annotations have several: nothing is evaluated")
+    else:
+        # Results are of the whole set; a detector's and a folder's of the images that were given
+        image_ids = None if work.from_json else [image.id for image in work.images]
+        evaluation = compare_instances(work.truth, coarse, refined, image_ids)
+        print_evaluation(evaluation)
+        return evaluation
+    return None
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    path.write_text(json.dumps(content, indent=indent) + "\n")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    check_output(args)
+    work = Work.of(args.images, args.results, args.annotations)
+    refiner = Refiner(args.refiner, args.device, None, args.tile_size, args.max_memory, args.min_confidence)
+    instances = InstanceRefiner(refiner, args.margin, args.batch_size)
+    categories, find_masks = [], masks_by_image(work.results or [])
+    if work.results is None:
+        config_file = args.config_file or find_detector_config(args.weights)
+        detector = Detector(config_file, args.weights, ["MODEL.DEVICE", args.device, *args.opts], work.truth)
+        categories, find_masks = detector.categories, detector
+    args.output.mkdir(parents=True, exist_ok=True)
+    with Progress(args.output / "progress.jsonl", describe(args), args.resume) as progress:
+        faults = refine_all(work.images, find_masks, instances, progress, args)
+    done = [(image, progress.done[str(image.id)]) for image in work.images if str(image.id) in progress.done]
+    coarse = [result for _, entry in done for result in entry["coarse"]] if work.results is None else work.results
+    refined = in_order(coarse, progress.done)
+    write_json(args.output / "refined.json", refined)
+    if not work.from_json:
+        write_json(args.output / "coarse.json", coarse)
+        if work.truth is None:
+            images = [{"id": image.id, "file_name": image.name, **entry["size"]} for image, entry in done]
+            write_json(args.output / "images.json", {"images": images, "categories": categories})
+    counts = {key: sum(entry["counts"][key] for _, entry in done) for key in COUNTS}
+    print(
+        f"{counts['refined']} of {len(coarse)} masks in {len(done)} images were refined, {counts['changed']} "
+        f"changed; {counts['emptied']} would have become empty and stay as they were. They are in {args.output}"
+    )
+    evaluation = evaluate(work, coarse, refined)
+    if evaluation:
+        write_json(args.output / "evaluation.json", evaluation, indent=2)
+    if not faults:
+        (args.output / "progress.jsonl").unlink()  # else --resume does what is missing
+    faults += [fault for _, entry in done for fault in entry["unusable"]]
+    if faults:
+        number = f"{len(faults)} images or masks could not be used, and stay as they were:"
+        raise UserError("\n".join([number, *faults]))
+    return evaluation
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--refiner", required=True, metavar="FILE", help="checkpoint of an AIRM")
+    add("--images", "--input", nargs="+", required=True, metavar="PATH", help="images, folders, or glob patterns")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="folder for JSON and pictures")
+    add("--results", metavar="PATH", help="COCO results, or folder of PNG masks; without it, a detector is run")
+    add("--annotations", metavar="FILE", help="COCO JSON: which file an image_id is, and ground truth if it has any")
+    beside = "config.yaml beside --weights, or else PatchDCT R50"
+    add("--config-file", metavar="FILE", help=f"of the detector; default: {beside}")
+    add("--weights", metavar="FILE", help="checkpoint of the detector; else MODEL.WEIGHTS of its config")
+    add("--min-score", type=float, default=0.0, metavar="S", help="leave masks with lower scores as they are")
+    add("--margin", type=float, default=0.2, metavar="M", help="around an instance, as a share of its longer side")
+    add("--batch-size", type=int, default=8, metavar="N", help="crops of one size that are refined at once; default 8")
+    add("--tile-size", type=int, metavar="N", help="side in pixels of tiles in large crops; 0 for none")
+    add("--max-memory", type=float, metavar="GIB", help="memory to take beyond the loaded models', by smaller tiles")
+    add("--min-confidence", type=float, metavar="C", help="keep the coarse mask where |2 p - 1| < C, from 0 to 1")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help="cpu or cuda; default: cuda where there is one")
+    add("--overlays", action="store_true", help="also write pictures of the masks before and after")
+    add("--resume", action="store_true", help="go on with an interrupted run")
+    add("--overwrite", action="store_true", help="replace files of the output folder")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides of the detector")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, argument_parser().parse_args())
