@@ -1,0 +1,216 @@
+"""Exported refinement steps, run by onnxruntime and by PyTorch, against AIRM's own refinement."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from airm import Refiner
+from airm.coarse_to_fine import CoarseToFine, Settings
+from airm.export import ExportedRefiner, RefinementStep, check_refiner, export_refiner
+from patchdct.config import load_cfg
+from patchdct.errors import UserError
+from patchdct.export import TOLERANCE, ExportedFile, MaskBranch, export_mask_branch
+from tests.testing import disc, tiny_airm_cfg, tiny_cfg
+
+SEVERAL_RATIOS = {"RATIOS": [0.25, 0.5, 1.0], "MIN_SIZE_TEST": 32, "PADDING": 16, "TILE_HALO": 0}
+
+
+def small_cfg(**airm):
+    cfg = tiny_airm_cfg(**airm)
+    cfg.MODEL.MIT.DEPTHS = [1, 1, 1, 1]
+    return cfg
+
+
+def plain_cfg(**airm):
+    cfg = load_cfg("configs/airm/figure_2/kernel_3_sirmf.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]).clone()
+    cfg.defrost()
+    cfg.MODEL.PLAIN_CNN.CHANNELS = 8
+    cfg.MODEL.PLAIN_CNN.NUM_LAYERS = 2
+    for key, value in airm.items():
+        cfg.MODEL.AIRM[key] = value
+    return cfg
+
+
+def resnet_cfg():
+    cfg = load_cfg("configs/airm/airm_R_50.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]).clone()
+    cfg.defrost()
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.AIRM.HIDDEN_FEATURES = [8]
+    return cfg
+
+
+def make_model(cfg):
+    torch.manual_seed(0)
+    return build_model(cfg).eval()
+
+
+def export(model, path, size=None, queries=False) -> ExportedFile:
+    export_refiner(RefinementStep(model, queries), size).save(path)
+    return ExportedFile(path)
+
+
+def eager_step(model, image, mask):
+    """AIRM's own refinement at ratio 1, without a border, of a (1, 3, H, W) image and a (1, 1, H, W) mask."""
+    settings = Settings(ratios=[1.0], padding=0)
+    return CoarseToFine(model._normalise(image[0]), model._encode, settings, model.cell).refine(mask[0])[None]
+
+
+def draw(height, width):
+    """An image of two colours, and a disc as its coarse mask."""
+    torch.manual_seed(1)
+    image = 40 * torch.rand(1, 3, height, width) + torch.linspace(0, 200, width)
+    mask = disc(height, width, (0.5 * width, 0.5 * height), 0.3 * height)
+    return image, mask.float()[None, None]
+
+
+def picture(height, width):
+    """The same as (H, W, 3) and (H, W) arrays."""
+    image, mask = draw(height, width)
+    return image[0].permute(1, 2, 0).byte().numpy(), mask[0, 0].numpy()
+
+
+def assert_same(file, model, height, width):
+    image, mask = draw(height, width)
+    expected = eager_step(model, image, mask)
+    torch.testing.assert_close(file(image, mask), expected, atol=TOLERANCE, rtol=0)
+    assert expected.std() > 0.002  # an answer that does not depend on its input is no test
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The weights of a small AIRM with several ratios."""
+    cfg = small_cfg(**SEVERAL_RATIOS)
+    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
+    torch.save({"model": make_model(cfg).state_dict(), "config": cfg.dump()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def queries(checkpoint):
+    """The same model as an ONNX file for images of any size and any queries."""
+    path = checkpoint.with_name("refiner.onnx")
+    export(Refiner(checkpoint).model, path, queries=True)
+    return path
+
+
+@pytest.mark.slow
+def test_onnx_of_any_size(checkpoint, queries):
+    model, file = Refiner(checkpoint).model, ExportedFile(queries)
+    for size in ((32, 32), (64, 48), (96, 160), (176, 112)):
+        centres = [(torch.arange(n) * 2 + 1) / n - 1 for n in size]
+        image, mask = draw(*size)
+        expected = eager_step(model, image, mask)
+        torch.testing.assert_close(file(image, mask, *centres), expected, atol=TOLERANCE, rtol=0)
+        assert expected.std() > 0.005
+
+
+def test_onnx_names_what_it_takes(queries):
+    model = onnx.load(queries)
+    onnx.checker.check_model(model, full_check=True)
+
+    def shapes(values):
+        return {x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in values}
+
+    assert shapes(model.graph.input) == {
+        "image": [1, 3, "height", "width"],
+        "mask": [1, 1, "height", "width"],
+        "rows": ["rows"],
+        "cols": ["cols"],
+    }
+    assert shapes(model.graph.output) == {"refined_mask": [1, 1, "rows", "cols"]}
+
+
+@pytest.mark.slow
+def test_pt2_of_any_size_says_which_are_too_small(tmp_path):
+    model = make_model(small_cfg(MAPPING="SIRMF"))
+    file = export(model, tmp_path / "step.pt2")
+    for size in ((64, 64), (96, 160), (176, 112)):
+        assert_same(file, model, *size)
+    with pytest.raises(UserError, match=r"step.pt2 cannot be run on inputs of \(1, 3, 32, 64\).*64"):
+        file(*draw(32, 64))
+
+
+@pytest.mark.parametrize(("make_cfg", "suffix"), [(small_cfg, ".pt2"), (plain_cfg, ".onnx"), (resnet_cfg, ".onnx")])
+def test_fixed_size(tmp_path, make_cfg, suffix):
+    model = make_model(make_cfg())
+    file = export(model, tmp_path / f"step{suffix}", (64, 96))
+    assert_same(file, model, 64, 96)
+    with pytest.raises(UserError, match="cannot be run"):
+        file(*draw(96, 64))
+
+
+@pytest.mark.slow
+def test_plain_cnn_of_any_size(tmp_path):
+    model = make_model(plain_cfg(MAPPING="AIRMF", HYPERNETWORK_CHANNELS=[8], HIDDEN_FEATURES=[8], RANK=4))
+    file = export(model, tmp_path / "step.onnx")
+    for size in ((64, 64), (80, 48)):
+        assert_same(file, model, *size)
+
+
+@pytest.mark.parametrize("size", [(150, 201), (97, 64), (33, 250)])
+def test_whole_images_as_the_refiner(checkpoint, queries, size):
+    pixels, coarse = picture(*size)
+    expected = Refiner(checkpoint).refine(pixels, coarse, soft=True)
+    np.testing.assert_allclose(ExportedRefiner(queries).refine(pixels, coarse), expected, atol=TOLERANCE)
+
+
+def test_tiles_and_several_masks_as_the_refiner(checkpoint, queries):
+    pixels, coarse = picture(230, 300)
+    masks = np.stack([coarse, coarse[::-1, ::-1], np.zeros_like(coarse)])
+    expected = Refiner(checkpoint, tile_size=128).refine(pixels, masks, soft=True)
+    refined = ExportedRefiner(queries, tile_size=128).refine(pixels, masks)
+    np.testing.assert_allclose(refined, expected, atol=TOLERANCE)
+    assert refined.shape == (3, 230, 300) and not refined[2].any()
+    assert not np.allclose(refined[0], ExportedRefiner(queries).refine(pixels, coarse), atol=TOLERANCE)
+
+
+def test_unsure_pixels_keep_the_coarse_mask(checkpoint, queries):
+    pixels, coarse = picture(70, 90)
+    exported = ExportedRefiner(queries)
+    exported.min_confidence = float(np.median(np.abs(2 * exported.refine(pixels, coarse) - 1)))
+    expected = Refiner(checkpoint, min_confidence=exported.min_confidence).refine(pixels, coarse, soft=True)
+    different = np.abs(exported.refine(pixels, coarse) - expected) > TOLERANCE
+    assert different.mean() < 0.001  # a pixel may lie on the limit
+    assert 0.4 < (expected == coarse).mean() < 0.6
+
+
+@pytest.mark.slow
+def test_file_of_fixed_size_refines_in_its_tiles(checkpoint, tmp_path):
+    refiner = Refiner(checkpoint, tile_size=128)
+    refiner.model.settings = refiner.model.settings._replace(ratios=[0.5, 1.0])
+    path = tmp_path / "tile.pt2"
+    export(refiner.model, path, (128, 128), queries=True)
+    pixels, coarse = picture(230, 300)
+    exported = ExportedRefiner(path)
+    expected = refiner.refine(pixels, coarse, soft=True)
+    np.testing.assert_allclose(exported.refine(pixels, coarse), expected, atol=TOLERANCE)
+    with pytest.raises(UserError, match="takes images of 128 x 128 pixels alone, .* 32 x 128; export with --dynamic"):
+        exported.refine(pixels[:20], coarse[100:120])
+
+
+def test_check_sees_another_network(tmp_path):
+    model = make_model(plain_cfg())
+    file = export(model, tmp_path / "step.pt2", (64, 64), queries=True)
+    assert check_refiner(file, model, (64, 64)) <= TOLERANCE
+    with torch.no_grad():
+        model.mapping.layers[-1].bias += 1
+    assert check_refiner(file, model, (64, 64)) > TOLERANCE
+
+
+def test_sizes_that_the_encoder_does_not_take():
+    step = RefinementStep(make_model(plain_cfg()))
+    for size in ((100, 64), (64, 16)):
+        with pytest.raises(UserError, match=f"multiples of 16 and at least 32 pixels, not {size[0]} x {size[1]}"):
+            export_refiner(step, size)
+
+
+def test_files_that_are_no_refiner_with_queries(tmp_path):
+    mask_branch, step = tmp_path / "branch.pt2", tmp_path / "step.pt2"
+    export_mask_branch(MaskBranch(build_model(tiny_cfg("mask_rcnn")))).save(mask_branch)
+    export(make_model(plain_cfg()), step, (64, 64))
+    for path in (mask_branch, step):
+        with pytest.raises(UserError, match=f"{path.name} is no refiner with queries; .* --queries"):
+            ExportedRefiner(path)

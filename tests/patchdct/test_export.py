@@ -1,0 +1,172 @@
+"""Exported mask branches, run by onnxruntime and by PyTorch, against the mask heads they were made of."""
+
+import json
+
+import onnx
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from patchdct.errors import UserError
+from patchdct.export import (
+    TOLERANCE,
+    ExportedFile,
+    MaskBranch,
+    check_mask_branch,
+    check_output,
+    export_mask_branch,
+    need,
+)
+from tests.testing import detections, feature_maps, tiny_cfg
+
+THREE_MODULES = {"NUM_STAGE": 4, "MASK_LOSS_PARA_EACH_STAGE": [1.0] * 4}
+
+
+def make_branch(head: str, **options) -> MaskBranch:
+    """A branch whose random predictions differ between classes, instances and pixels."""
+    torch.manual_seed(0)
+    branch = MaskBranch(build_model(tiny_cfg(head, **options)))
+    with torch.no_grad():
+        for name, parameter in branch.network.head.named_parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                torch.nn.init.normal_(parameter, std=(2 / fan_in) ** 0.5)
+            elif "bfg" in name:
+                torch.nn.init.normal_(parameter)
+    return branch
+
+
+def export(branch, tmp_path, suffix, num_instances=None) -> ExportedFile:
+    path = tmp_path / f"branch{suffix}"
+    export_mask_branch(branch, num_instances).save(path)
+    return ExportedFile(path)
+
+
+def assert_same(file, branch, num_instances):
+    inputs = branch.example_inputs(num_instances)
+    with torch.no_grad():
+        expected = branch.network(*inputs)
+    answer = file(*inputs)
+    torch.testing.assert_close(answer, expected, atol=TOLERANCE, rtol=0)
+    if num_instances > 2:  # an answer that does not depend on its input is no test
+        assert (answer - answer[:1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "side"),
+    [
+        ("mask_rcnn", {}, 28),
+        ("dct_mask", {}, 128),
+        ("dct_mask", {"CLS_AGNOSTIC_MASK": False}, 128),
+        pytest.param("patchdct", {}, 112, marks=pytest.mark.slow),
+        pytest.param("patchdct", THREE_MODULES, 112, marks=pytest.mark.slow),
+        pytest.param("patchdct", {"PATCH_CLASSES": 2, "CLS_AGNOSTIC_MASK": True}, 112, marks=pytest.mark.slow),
+        pytest.param("patchdct", {"PATCH_CLASSES": 1, "PATCH_SIZE": 16}, 112, marks=pytest.mark.slow),
+        pytest.param("patchdct", {"PATCH_REGRESSOR": False}, 112, marks=pytest.mark.slow),
+        ("two_stage_dct", {}, 112),
+        ("binary_grid", {}, 112),
+    ],
+)
+def test_files_answer_as_the_head(tmp_path, head, options, side):
+    branch = make_branch(head, **options)
+    exported = export_mask_branch(branch)
+    for suffix, numbers in ((".pt2", (0, 1, 2, 5)), (".onnx", (1, 2, 5))):
+        path = tmp_path / f"branch{suffix}"
+        exported.save(path)
+        file = ExportedFile(path)
+        for num_instances in numbers:
+            assert_same(file, branch, num_instances)
+        assert file(*branch.example_inputs(3)).shape == (3, side, side)
+        assert file.metadata == {
+            "part": "mask-branch",
+            "head": type(branch.network.head).__name__,
+            "num_classes": 1 if tiny_cfg(head, **options).MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else 3,
+        }
+
+
+def test_file_takes_the_place_of_the_head_in_a_model(tmp_path):
+    branch = make_branch("patchdct")
+    head = branch.network.head
+    features, instances = feature_maps(1), detections(4)
+    with torch.no_grad():
+        coarse, fine = (
+            pooler([features[name] for name in names], [instances.pred_boxes])
+            for pooler, names in ((head.coarse_pooler, head.in_features), (head.fine_pooler, head.fine_features))
+        )
+        (expected,) = head(features, [instances])
+    masks = export(branch, tmp_path, ".pt2")(instances.pred_classes, coarse, fine)
+    torch.testing.assert_close(masks[:, None], expected.pred_masks, atol=TOLERANCE, rtol=0)
+    # Background, foreground and regressed patches are all there
+    assert (masks == 0).any() and (masks == 1).any() and ((masks > 0.1) & (masks < 0.9)).any()
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_fixed_number_of_instances(tmp_path, suffix):
+    branch = make_branch("dct_mask")
+    file = export(branch, tmp_path, suffix, num_instances=3)
+    assert_same(file, branch, 3)
+    with pytest.raises(UserError, match=r"branch.* cannot be run on inputs of \(2,\), \(2, 16, 14, 14\)"):
+        file(*branch.example_inputs(2))
+
+
+def test_class_agnostic_branch_takes_any_class(tmp_path):
+    branch = make_branch("two_stage_dct", CLS_AGNOSTIC_MASK=True)
+    _, *features = branch.example_inputs(2)
+    file = export(branch, tmp_path, ".pt2")
+    torch.testing.assert_close(file(torch.tensor([7, 2]), *features), file(torch.tensor([0, 0]), *features))
+
+
+def test_onnx_file_stands_alone_and_names_what_it_takes(tmp_path):
+    branch = make_branch("two_stage_dct")
+    export(branch, tmp_path, ".onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["branch.onnx"]
+    model = onnx.load(tmp_path / "branch.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [x.name for x in model.graph.input] == ["classes", "coarse", "fine"]
+    assert [x.name for x in model.graph.output] == ["masks"]
+    batch = {x.type.tensor_type.shape.dim[0].dim_param for x in [*model.graph.input, *model.graph.output]}
+    assert batch == {"instances"}
+    about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert about["patchdct"]["head"] == "MaskRCNNTwoStageDCTHead"
+
+
+def test_check_sees_another_network(tmp_path):
+    branch = make_branch("dct_mask")
+    file = export(branch, tmp_path, ".pt2")
+    assert check_mask_branch(file, branch) <= TOLERANCE
+    with torch.no_grad():
+        branch.network.head.predictor_fc3.bias[0] += 1
+    assert check_mask_branch(file, branch) > TOLERANCE
+
+
+def test_output_is_checked_before_the_work(tmp_path):
+    with pytest.raises(UserError, match=r"model.pth has no known format; its name ends in .pt2"):
+        check_output(tmp_path / "model.pth")
+    (tmp_path / "model.pt2").touch()
+    with pytest.raises(UserError, match=r"model.pt2 exists; give another name, or --overwrite"):
+        check_output(tmp_path / "model.pt2")
+    check_output(tmp_path / "model.pt2", overwrite=True)
+
+
+def test_missing_library_is_named():
+    with pytest.raises(UserError, match="ONNX needs no_such_library: pip install onnx onnxscript onnxruntime"):
+        need("json", "no_such_library")
+
+
+def test_unusable_files(tmp_path):
+    with pytest.raises(UserError, match="no file .*absent.onnx"):
+        ExportedFile(tmp_path / "absent.onnx")
+    for name in ("text.onnx", "text.pt2"):
+        (tmp_path / name).write_text("no network")
+        with pytest.raises(UserError, match=f"cannot read .*{name}"):
+            ExportedFile(tmp_path / name)
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(1),)), tmp_path / "other.pt2")
+    with pytest.raises(UserError, match="other.pt2 was not written by tools/export.py"):
+        ExportedFile(tmp_path / "other.pt2")
+
+
+def test_model_without_mask_branch():
+    cfg = tiny_cfg("mask_rcnn")
+    cfg.MODEL.MASK_ON = False
+    with pytest.raises(UserError, match="no mask branch"):
+        MaskBranch(build_model(cfg))
