@@ -31,6 +31,7 @@ from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
 from patchdct.data.lvis_format import VERSIONS, cocofied_file, lvis_file, read_cocofied, read_lvis
 from patchdct.errors import UserError
 from patchdct.evaluation.lvis_eval import Truth
+from patchdct.files import whole_or_not_at_all
 
 IMAGE_URL = "http://images.cocodataset.org/{split}/{id:012d}.jpg"
 FREQUENCIES = "rcf"  # rare, common, frequent
@@ -150,10 +151,8 @@ def prepare(sources: Sequence[Path], output: Path | None, coco_annotations: Path
         if not report.images:
             raise UserError(f"{source} has no images of COCO's {split_of(source)}")
         target = cocofied_file(source if output is None else output / source.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial")  # an interrupted run leaves nothing that looks complete
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(target)
+        with whole_or_not_at_all(target) as partial:
+            partial.write_text(json.dumps(content), encoding="utf-8")
         print(f"{target}: {report}")
     return 0
 

@@ -1,5 +1,6 @@
-"""What the command-line tools share: how a mistake of the user's ends."""
+"""What the command-line tools share."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,3 +18,11 @@ def run(main: Callable[..., T], *args: object) -> T:
         sys.stdout.flush()
         sys.stderr.write(f"error: {e}\n")
         raise SystemExit(1) from None
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1, as ``type`` of an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number

@@ -56,11 +56,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_pictures(cls, cfg: CfgNode, model: torch.nn.Module) -> PredictionPictures:
-        """Build the hook that draws predictions on the first test set (or training set) each VIS_PERIOD iterations."""
+        """Build the hook that draws predictions on the first test set (or training set) each VIS_PERIOD iterations.
+
+        A detector without masks has none to draw.
+        """
         name = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)[0]
-        return PredictionPictures(
-            model, name, cls.build_mapper(cfg, is_train=False), cls.draw_prediction, cfg.VIS_PERIOD
-        )
+        has_masks = getattr(getattr(model, "roi_heads", None), "mask_on", True)
+        period = cfg.VIS_PERIOD if has_masks else 0
+        return PredictionPictures(model, name, cls.build_mapper(cfg, is_train=False), cls.draw_prediction, period)
 
     draw_prediction = staticmethod(draw_instances)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from patchdct.files import whole_or_not_at_all
+
 from .gallery import Picture
 from .runs import Run
 from .tables import Table
@@ -40,13 +42,8 @@ def write_page(path: Path, content: Content, image_size: int) -> None:
     Raises:
         UserError: if an image cannot be read.
     """
-    partial = path.with_name(path.name + ".part")
-    try:
-        with open(partial, "w", encoding="utf-8") as f:
-            f.writelines(_parts(content, image_size))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_or_not_at_all(path) as partial, open(partial, "w", encoding="utf-8") as f:
+        f.writelines(_parts(content, image_size))
 
 
 def _parts(content: Content, image_size: int) -> Iterator[str]:

@@ -15,9 +15,9 @@ from patchdct.checkpoint_files import read_torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def commit() -> str | None:
+def commit(digits: int = 12) -> str | None:
     """Return the commit of this checkout, with "-dirty" if it was changed since; None outside of one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", f"--abbrev={digits}", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
+from patchdct.files import whole_or_not_at_all
 
 from .tables import COST, TRAINING, UPPER_BOUND, Column, Row
 
@@ -149,9 +150,8 @@ def _read_json(path: Path) -> Any:
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole_or_not_at_all(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from airm.analysis import num_parameters, pass_cost
 from patchdct.analysis import mask_branch_cost
-from patchdct.cli import run
+from patchdct.cli import positive, run
 from patchdct.config import load_cfg
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -126,19 +126,12 @@ def main(args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(mask_branches + airm, indent=2) + "\n")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config-file", action="append", metavar="FILE", help="may be given several times; else PatchDCT's R50 models")
     add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
-    add("--size", nargs=2, type=_positive, default=[1706, 2560], metavar=("HEIGHT", "WIDTH"), help="AIRM's image")
+    add("--size", nargs=2, type=positive, default=[1706, 2560], metavar=("HEIGHT", "WIDTH"), help="AIRM's image")
     add("--tile-size", type=int, default=512, metavar="N", help="AIRM's tiles; default 512, 0: only the whole image")
     add("--json", type=Path, metavar="FILE", help="also write the tables' rows to this file")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")

@@ -25,7 +25,6 @@ value before the first run.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -43,9 +42,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from patchdct.benchmark import PARTS, Settings, measure, parts_of
-from patchdct.cli import run
+from patchdct.cli import positive, run
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
+from reproduction.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIGS = [
@@ -115,7 +115,7 @@ def environment(settings: Settings) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name() if cuda else _cpu_name(),
         "cuda": torch.version.cuda if cuda else None,
         "threads": settings.threads or torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": commit(digits=40),
     }
 
 
@@ -173,29 +173,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """Return the commit of this checkout, with "-dirty" if it was changed since; None outside of one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config-file", action="append", metavar="FILE", help="may be given several times; else the R50-FPN 1x models")
     add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
-    add("--instances", nargs="+", type=_positive, default=[20, 100], metavar="N", help="an image; default 20 100")
+    add("--instances", nargs="+", type=positive, default=[20, 100], metavar="N", help="an image; default 20 100")
     add(
         "--tile-sizes",
         nargs="+",
@@ -205,9 +189,9 @@ def argument_parser() -> argparse.ArgumentParser:
         help="of AIRM, 0: whole image; default 0 512",
     )
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--size", nargs=2, type=_positive, default=[800, 1333], metavar=("HEIGHT", "WIDTH"), help="default 800 1333")
-    add("--batch-size", type=_positive, default=1, metavar="N", help="default 1")
-    add("--repeats", type=_positive, default=10, metavar="N", help="default 10")
+    add("--size", nargs=2, type=positive, default=[800, 1333], metavar=("HEIGHT", "WIDTH"), help="default 800 1333")
+    add("--batch-size", type=positive, default=1, metavar="N", help="default 1")
+    add("--repeats", type=positive, default=10, metavar="N", help="default 10")
     add("--warmup", type=int, default=2, metavar="N", help="default 2")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; torch's choice by default")
     add("--dtype", choices=("float32", "bf16"), default="float32", help="bf16 is torch.autocast")

@@ -9,7 +9,6 @@ them as they are, but for .safetensors; this tells beforehand which variant a fi
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from airm.weights import RGB, VARIANTS, ConversionReport, Variant, fit, read_mix
 from patchdct.checkpoint_files import by_name, check_tensors, read_torch
 from patchdct.cli import run
 from patchdct.errors import UserError
+from patchdct.files import whole_or_not_at_all
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -72,13 +72,8 @@ def main(args: argparse.Namespace) -> ConversionReport:
     Console(width=None if sys.stdout.isatty() else 120).print(as_table(report))
     if report.problem:
         raise UserError(f"{args.input} cannot be used: {report.problem}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix(".pth.tmp")
-    try:
+    with whole_or_not_at_all(args.output) as temporary:
         torch.save({"model": {name: tensors[name].clone() for name in report.matched}}, temporary)
-        os.replace(temporary, args.output)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"{args.output} is for MODEL.WEIGHTS")
     return report
 

@@ -9,7 +9,6 @@ tells beforehand which variant a file holds, whether it is complete, and what be
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rich.table import Table
 from patchdct.checkpoint_files import by_name, check_tensors, read_torch
 from patchdct.cli import run
 from patchdct.errors import UserError
+from patchdct.files import whole_or_not_at_all
 from patchdct.swin import SwinTransformer
 from patchdct.swin_weights import PREFIX, VARIANTS, ConversionReport, Variant, fit, read_swin
 
@@ -69,13 +69,8 @@ def main(args: argparse.Namespace) -> ConversionReport:
     Console(width=None if sys.stdout.isatty() else 120).print(as_table(report, args.all))
     if report.problem:
         raise UserError(f"{args.input} cannot be used: {report.problem}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix(".pth.tmp")
-    try:
+    with whole_or_not_at_all(args.output) as temporary:
         torch.save({"model": {PREFIX + name: tensors[name].clone() for name in report.loaded}}, temporary)
-        os.replace(temporary, args.output)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"{args.output} is for MODEL.WEIGHTS")
     return report
 

@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from airm.export import RefinementStep, check_refiner, export_refiner
-from patchdct.cli import run
+from patchdct.cli import positive, run
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
 from patchdct.export import (
@@ -109,13 +109,6 @@ def main(args: argparse.Namespace) -> float:
     return difference
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -123,9 +116,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--weights", required=True, metavar="FILE", help="its checkpoint, such as model_final.pth")
     add("--output", required=True, type=Path, metavar="FILE", help="FILE.pt2 or FILE.onnx")
     add("--part", choices=(MASK_BRANCH, REFINER, DETECTOR), help="default: what the model has")
-    add("--instances", type=_positive, metavar="N", help="mask branch: a fixed number; default: any")
-    add("--height", type=_positive, metavar="N", help="refiner: of the image, a multiple of 16")
-    add("--width", type=_positive, metavar="N", help="refiner: likewise")
+    add("--instances", type=positive, metavar="N", help="mask branch: a fixed number; default: any")
+    add("--height", type=positive, metavar="N", help="refiner: of the image, a multiple of 16")
+    add("--width", type=positive, metavar="N", help="refiner: likewise")
     add(
         "--dynamic",
         action="store_true",

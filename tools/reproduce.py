@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from patchdct.cli import run
+from patchdct.cli import positive, run
 from patchdct.errors import UserError
 from reproduction import quick
 from reproduction.report import FORMATS, render
@@ -113,13 +113,6 @@ def main(args: argparse.Namespace) -> None:
     args.do(args, load_tables(), session)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="{list,run,show,zoo}")
@@ -137,8 +130,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", parents=[common, one], help="train, evaluate and measure what is missing")
     command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to do; default all")
-    command.add_argument("--num-gpus", type=_positive, default=1, metavar="N", help="default 1")
-    command.add_argument("--iterations", type=_positive, metavar="N", help="of every training; its steps in proportion")
+    command.add_argument("--num-gpus", type=positive, default=1, metavar="N", help="default 1")
+    command.add_argument("--iterations", type=positive, metavar="N", help="of every training; its steps in proportion")
     command.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar="KEY VALUE", help="override the configs"
     )

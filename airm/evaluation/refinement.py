@@ -14,10 +14,10 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
-from pycocotools import mask as mask_util
 
 from patchdct.errors import UserError
 
+from ..rle import encode
 from .metrics import binarize, intersection_and_union, mean_boundary_accuracies
 
 logger = logging.getLogger(__name__)
@@ -152,12 +152,7 @@ def _score(sample: dict[str, Any], refined: torch.Tensor) -> ImageScores:
         for mask, accuracy in zip(masks, accuracies, strict=True)
     )
     height, width = truth.shape
-    return ImageScores(str(sample["image_id"]), file, height, width, coarse, result, _encode(masks[1]))
-
-
-def _encode(mask: np.ndarray) -> dict[str, Any]:
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+    return ImageScores(str(sample["image_id"]), file, height, width, coarse, result, encode(masks[1]))
 
 
 def _mask(mask: torch.Tensor, kind: str, file: str, shape: torch.Size) -> np.ndarray:

@@ -29,6 +29,7 @@ from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import whole_or_not_at_all
 from .drawn_files import datasets_root
 
 logger = logging.getLogger(__name__)
@@ -239,7 +240,6 @@ def _read_version(path: Path) -> str | None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    with whole_or_not_at_all(path) as temporary:
+        temporary.write_text(json.dumps(content))
     logger.info("wrote the masks of %d images to %s", len(content["images"]), path)

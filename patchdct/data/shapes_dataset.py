@@ -12,6 +12,7 @@ A smaller data set of the same split and size holds the first images of a larger
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchdct.data.shapes_dataset", description=main.__doc__)
     parser.add_argument("names", nargs="+", metavar="name", help="shapes_{train|val}[_{images}][_{size}px]")
     for name in parser.parse_args(arguments).names:
-        print(make_shapes(name).resolve())
+        sys.stdout.write(f"{make_shapes(name).resolve()}\n")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
 """Files for COCO's evaluation server, which alone has the annotations of test-dev (Table 4)."""
 
-import contextlib
 import json
 import logging
-import os
 import re
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import whole_or_not_at_all
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def write_submission(
     stem = f"detections_{test_set}_{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}_results"
     path = Path(output_dir, f"{stem}.zip")
     with (
-        _whole_or_not_at_all(path) as temporary,
+        whole_or_not_at_all(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open(f"{stem}.json", "w", force_zip64=True) as f,  # its size is not known beforehand
     ):
@@ -89,14 +88,3 @@ def _check(results: Sequence[dict[str, Any]], dataset: dict[str, Any], json_file
             raise UserError(
                 f"image {image_id} has a mask of {size} pixels (height, width), but {json_file} says {sizes[image_id]}"
             )
-
-
-@contextlib.contextmanager
-def _whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    temporary = path.with_suffix(".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

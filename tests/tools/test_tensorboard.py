@@ -43,6 +43,14 @@ def test_detectors(tmp_path, monkeypatch, shapes_root, trained_detector):
 
 
 @pytest.mark.slow
+def test_a_detector_without_masks_has_no_pictures_of_them(tmp_path, monkeypatch, shapes_root):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes_root))
+    detectors.call("OUTPUT_DIR", str(tmp_path), "VIS_PERIOD", "2", "MODEL.MASK_ON", "False")
+    tags = events_of(tmp_path).Tags()
+    assert "bbox/AP" in tags["scalars"] and not any("prediction" in tag for tag in tags["images"])
+
+
+@pytest.mark.slow
 def test_refinement(tmp_path, monkeypatch, root, trained_refiner):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     refinement.call("OUTPUT_DIR", str(tmp_path), "VIS_PERIOD", "2")
