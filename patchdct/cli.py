@@ -1,13 +1,19 @@
 """What the command-line tools share."""
 
 import argparse
+import importlib.util
+import re
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from .errors import UserError
 
 T = TypeVar("T")
+
+# How fvcore's registries, which Detectron2 finds its parts in, say that a config names something unknown
+UNREGISTERED = re.compile(r"No object named '(.+)' found in '(.+)' registry")
 
 
 def run(main: Callable[..., T], *args: object) -> T:
@@ -15,9 +21,20 @@ def run(main: Callable[..., T], *args: object) -> T:
     try:
         return main(*args)
     except UserError as e:
-        sys.stdout.flush()
-        sys.stderr.write(f"error: {e}\n")
-        raise SystemExit(1) from None
+        _leave(str(e))
+    except KeyError as e:
+        if not (names := UNREGISTERED.search(str(e))):
+            raise
+        _leave(
+            f"the config names {names[1]}, which is not in the registry {names[2]}; correct the name, or --import the "
+            "file that registers it"
+        )
+
+
+def _leave(message: str) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(1) from None
 
 
 def positive(text: str) -> int:
@@ -26,3 +43,33 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--import``, whose values, ``args.imports``, are for :func:`import_code`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module or .py file first, which registers a head of your own; may be given several times",
+    )
+
+
+def import_code(names: Sequence[str]) -> None:
+    """Import modules by their names, and Python files by their paths.
+
+    Raises:
+        UserError: if there is none of that name. An error in its code is raised as it is.
+    """
+    for name in names:
+        path = Path(name)
+        if path.suffix == ".py":
+            if not path.is_file():
+                raise UserError(f"--import {name}: no such file")
+            sys.path.insert(0, str(path.resolve().parent))  # for what it imports from beside it
+        module = path.stem if path.suffix == ".py" else name
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"--import {name}: no such module; a file ends in .py")
+        importlib.import_module(module)

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from airm.analysis import num_parameters, pass_cost
 from patchdct.analysis import mask_branch_cost
-from patchdct.cli import positive, run
+from patchdct.cli import add_import, import_code, positive, run
 from patchdct.config import load_cfg
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -107,6 +107,7 @@ def airm_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def main(args: argparse.Namespace) -> None:
+    import_code(args.imports)
     mask_branches, airm = [], []
     config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else [])
     for config_file in config_files or DEFAULT_CONFIGS:
@@ -134,6 +135,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--size", nargs=2, type=positive, default=[1706, 2560], metavar=("HEIGHT", "WIDTH"), help="AIRM's image")
     add("--tile-size", type=int, default=512, metavar="N", help="AIRM's tiles; default 512, 0: only the whole image")
     add("--json", type=Path, metavar="FILE", help="also write the tables' rows to this file")
+    add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser
 

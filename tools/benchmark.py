@@ -26,6 +26,7 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -42,7 +43,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from patchdct.benchmark import PARTS, Settings, measure, parts_of
-from patchdct.cli import positive, run
+from patchdct.cli import add_import, import_code, positive, run
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
 from reproduction.provenance import commit
@@ -92,11 +93,15 @@ def choose_cases(config_files: list[str], args: argparse.Namespace) -> list[Case
     return cases
 
 
-def measure_apart(case: Case, settings: Settings) -> dict[str, Any]:
-    """Run :func:`patchdct.benchmark.measure` in a fresh process; where memory runs out, the row has an ``error``."""
+def measure_apart(case: Case, settings: Settings, imports: Sequence[str]) -> dict[str, Any]:
+    """Run :func:`patchdct.benchmark.measure` in a fresh process that has imported ``imports``.
+
+    Where memory runs out, the row has an ``error``.
+    """
     if case.tile_size is not None:
         settings = replace(settings, opts=(*settings.opts, "MODEL.AIRM.TILE_SIZE", str(case.tile_size)))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=import_code, initargs=(imports,)) as pool:
         try:
             return pool.submit(measure, *case[:3], settings).result() | case.row()
         except (BrokenProcessPool, torch.cuda.OutOfMemoryError) as e:
@@ -135,6 +140,7 @@ def make_table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def main(args: argparse.Namespace) -> None:
+    import_code(args.imports)
     settings = Settings(
         device=args.device,
         size=tuple(args.size),
@@ -149,7 +155,7 @@ def main(args: argparse.Namespace) -> None:
     )
     config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else [])
     cases = choose_cases(config_files or DEFAULT_CONFIGS, args)
-    rows = [measure_apart(case, settings) for case in tqdm(cases, unit="row")]
+    rows = [measure_apart(case, settings, args.imports) for case in tqdm(cases, unit="row")]
     about = environment(settings)
     if args.json:
         args.json.write_text(json.dumps({**asdict(settings), **about, "rows": rows}, indent=2) + "\n")
@@ -198,6 +204,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--channels-last", action="store_true", help="memory format of weights and features")
     add("--compile", action="store_true", help="torch.compile the mask head's layers, or AIRM's encoder")
     add("--json", type=Path, metavar="FILE", help="also write everything to this file")
+    add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser
 

@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from patchdct.categories import find_categories
-from patchdct.cli import run
+from patchdct.cli import add_import, import_code, run
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
 from patchdct.inference import Predictor, read_picture
@@ -148,6 +148,7 @@ def process(source: Path, target: Path, painter: Painter, results: Results) -> N
 
 
 def main(args: argparse.Namespace) -> None:
+    import_code(args.imports)
     opts = [*args.opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(args.score_threshold)]
     cfg = load_cfg(args.config_file, [*opts, "MODEL.WEIGHTS", args.weights] if args.weights else opts)
     targets = plan_outputs(find_inputs(args.input), args.output, args.overwrite)
@@ -186,6 +187,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--stages", action="store_true", help="show PatchDCT's stages and patches side by side")
     add("--panel-size", type=int, default=512, metavar="N", help="longer side of a panel in pixels; default 512")
     add("--overwrite", action="store_true", help="replace files of the output folder")
+    add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser
 

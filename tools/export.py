@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from airm.export import RefinementStep, check_refiner, export_refiner
-from patchdct.cli import positive, run
+from patchdct.cli import add_import, import_code, positive, run
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
 from patchdct.export import (
@@ -86,6 +86,7 @@ def export_step(args: argparse.Namespace, model: Any, path: Path) -> float:
 
 def main(args: argparse.Namespace) -> float:
     """Write the file, and return the largest difference found."""
+    import_code(args.imports)
     check_output(args.output, args.overwrite)
     if args.check and args.output.suffix == ".onnx":
         need("onnxruntime")
@@ -127,6 +128,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--queries", action="store_true", help="refiner: take the positions to ask for, too")
     add("--check", action=argparse.BooleanOptionalAction, default=True, help="compare the file with the model")
     add("--overwrite", action="store_true", help="replace FILE if it exists")
+    add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser
 

@@ -46,7 +46,7 @@ from airm.instance_progress import Progress, in_order
 from airm.instance_work import Work
 from airm.instances import InstanceRefiner
 from patchdct.categories import find_categories
-from patchdct.cli import run
+from patchdct.cli import add_import, import_code, run
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
 from patchdct.inference import Predictor, read_picture
@@ -195,6 +195,7 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    import_code(args.imports)
     check_output(args)
     work = Work.of(args.images, args.results, args.annotations)
     refiner = Refiner(args.refiner, args.device, None, args.tile_size, args.max_memory, args.min_confidence)
@@ -255,6 +256,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--overlays", action="store_true", help="also write pictures of the masks before and after")
     add("--resume", action="store_true", help="go on with an interrupted run")
     add("--overwrite", action="store_true", help="replace files of the output folder")
+    add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides of the detector")
     return parser
 

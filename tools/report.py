@@ -17,12 +17,13 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from patchdct.cli import run
+from patchdct.cli import add_import, import_code, positive, run
 from patchdct.errors import UserError
 from reporting import write_report
 
 
 def main(args: argparse.Namespace) -> None:
+    import_code(args.imports)
     for package in ("detectron2", "fvcore", "patchdct", "reporting"):
         setup_logger(name=package)
     if args.output.exists() and not args.overwrite:
@@ -40,13 +41,6 @@ def main(args: argparse.Namespace) -> None:
     print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def positive(text: str) -> int:
-    """Read a number of pixels."""
-    if (value := int(text)) < 1:
-        raise ValueError(text)
-    return value
-
-
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of a finished evaluation")
@@ -58,6 +52,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-score", type=float, default=0.5, help="detections below it are not shown; 0.5")
     parser.add_argument("--patch-labels", action="store_true", help="run PatchDCT models for the labels of patches")
     parser.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
+    add_import(parser)
     return parser
 
 

@@ -11,9 +11,6 @@ for 8 GPUs to the GPUs at hand.
 """
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -25,7 +22,7 @@ from torch import nn
 
 from airm.trainer import trainer_of
 from patchdct.checkpoint import SafeCheckpointer
-from patchdct.cli import run
+from patchdct.cli import add_import, import_code, run
 from patchdct.config import load_cfg
 from patchdct.errors import UserError
 from patchdct.inference import load_trained
@@ -34,8 +31,7 @@ from patchdct.launch import launch
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Import what is of the user's own, make the config, start the log, register and check the data sets."""
-    for name in args.imports:
-        import_code(name)
+    import_code(args.imports)
     cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
     default_setup(cfg, args)
     for package in ("patchdct", "airm"):
@@ -68,33 +64,9 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
     return weights
 
 
-def import_code(name: str) -> None:
-    """Import a module by its name, or a Python file by its path.
-
-    Raises:
-        UserError: if there is none. An error in its code is raised as it is.
-    """
-    path = Path(name)
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise UserError(f"--import {name}: no such file")
-        sys.path.insert(0, str(path.resolve().parent))  # for what it imports from beside it
-        name = path.stem
-    if importlib.util.find_spec(name) is None:
-        raise UserError(f"--import {name}: no such module; a file ends in .py")
-    importlib.import_module(name)
-
-
 def argument_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module or .py file first, which registers a head of your own; may be given several times",
-    )
+    add_import(parser)
     parser.add_argument(
         "--dataset",
         nargs=3,

@@ -180,7 +180,9 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
 
 
 def test_airm_is_measured_whole_and_in_tiles(tool, airm_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tool, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(
+        tool, "ProcessPoolExecutor", lambda workers, mp_context, **kwargs: ThreadPoolExecutor(workers, **kwargs)
+    )
     path = tmp_path / "out.json"
     options = ["--size", "96", "160", "--tile-sizes", "0", "64", "--repeats", "1", "--warmup", "0", "--device", "cpu"]
     args = ["--config-file", airm_file, *options, "--json", str(path)]
