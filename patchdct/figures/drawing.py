@@ -1,0 +1,143 @@
+"""The pictures themselves, with matplotlib. Images are (H, W, 3) uint8 RGB, masks (H, W) boolean."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
+
+from ..dct import zigzag_order
+from ..errors import UserError
+from ..files import whole_or_not_at_all
+from ..patch_histograms import ROWS as LABEL_COLOURS
+from ..visualization import Colour, draw_masks
+from .objects import Window
+from .representation import PATCH_DIMS, PATCH_SIZE, Reconstruction
+
+DPI = 150
+PANEL_PIXELS = 320
+KEPT, LOST, ADDED, OUTSIDE = (235, 235, 235), (40, 120, 255), (255, 70, 50), (40, 42, 48)
+SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+
+
+class Panel(NamedTuple):
+    """A picture (H, W, 3) uint8 with a line of text over and under it."""
+
+    picture: np.ndarray
+    title: str = ""
+    caption: str = ""
+
+
+def draw_panels(rows: Sequence[Sequence[Panel]], side: float = 2.0) -> tuple[Figure, np.ndarray]:
+    """Set panels in rows of one length; return the figure and its axes, of the rows' shape; ``side`` is in inches."""
+    lines = sum(max(bool(p.title) for p in row) + max(bool(p.caption) for p in row) for row in rows)
+    size = side * len(rows[0]), side * len(rows) + 0.2 * lines
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for ax, panel in zip(axes.flat, (panel for row in rows for panel in row), strict=True):
+        ax.imshow(panel.picture)
+        ax.set_title(panel.title, fontsize=10, pad=3)
+        ax.set_xlabel(panel.caption, fontsize=9, labelpad=2)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    return figure, axes
+
+
+def colour_errors(mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Draw a mask: right pixels light, lost ones blue, added ones red."""
+    colours = np.array([OUTSIDE, LOST, ADDED, KEPT], np.uint8)
+    return colours[2 * mask.astype(int) + truth.astype(int)]
+
+
+def draw_representation(truth: np.ndarray, rows: Sequence[Sequence[Reconstruction]]) -> Figure:
+    """Draw a mask and its :func:`~patchdct.figures.representation.reconstructions`, and the zigzag order."""
+    panels = []
+    for row, first in zip(rows, (f"truth, {len(truth)} x {len(truth)}", "zigzag order"), strict=True):
+        shown = [
+            Panel(
+                colour_errors(r.mask, truth),
+                f"N = {r.vector_dim}" if r.patch_size == len(truth) else f"n = {r.vector_dim}: {r.elements:,} elements",
+                f"IoU {100 * r.iou:.1f}, Boundary IoU {100 * r.boundary_iou:.1f}",
+            )
+            for r in row
+        ]
+        panels.append([Panel(colour_errors(truth, truth), first), *shown])
+    figure, axes = draw_panels(panels)
+    _draw_zigzag(axes[1][0])
+    return figure
+
+
+def _draw_zigzag(ax: Axes) -> None:
+    """Draw the order in which the elements of a patch's spectrum are taken, shaded by the vectors that have them."""
+    order = np.array(zigzag_order(PATCH_SIZE))
+    shades = np.full((PATCH_SIZE, PATCH_SIZE), 0.95)
+    for dim, shade in list(zip(PATCH_DIMS, (0.35, 0.5, 0.65, 0.8), strict=True))[::-1]:
+        shades[tuple(order[:dim].T)] = shade
+    ax.clear()
+    ax.imshow(shades, cmap="Blues_r", vmin=0, vmax=1)
+    ax.plot(order[:, 1], order[:, 0], color="0.3", linewidth=0.8)
+    for i, (row, column) in enumerate(order[: PATCH_DIMS[-1]]):
+        ax.text(column, row, str(i + 1), fontsize=6, ha="center", va="center")
+    ax.set_title("zigzag order of a patch", fontsize=10, pad=3)
+    ax.set_xlabel("n = 1, 3, 6, 12: dark to light", fontsize=9, labelpad=2)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def tint_grid(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Draw an (M, M) mask under its (P, P) patch labels: foreground green, background blue, mixed orange."""
+    factor = 6  # pixels of the picture for each of the mask
+    picture = np.where(mask[..., None], 255, 70).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+    side = len(picture) // len(labels)
+    colour_of = 255 * np.array([to_rgb(LABEL_COLOURS[label]) for label in sorted(LABEL_COLOURS)])
+    tint = colour_of[labels].repeat(side, 0).repeat(side, 1)
+    picture = np.round(0.5 * picture + 0.5 * tint).astype(np.uint8)
+    picture[::side] = picture[:, ::side] = 20
+    return picture
+
+
+def draw_part(
+    image: np.ndarray, window: Window, mask: np.ndarray | None = None, colour: Colour = KEPT, side: int = PANEL_PIXELS
+) -> np.ndarray:
+    """Draw a window of an image, its longer side of ``side`` pixels; with a mask, in grey and the mask on it."""
+    part = image[window]
+    scale = side / max(part.shape[:2])
+    size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
+    part = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+    if mask is None:
+        return part
+    # Nearest neighbour: pixels of the mask are to be seen as they are
+    method = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
+    shown = cv2.resize(mask[window].astype(np.float32), size, interpolation=method) >= 0.5
+    return draw_masks(to_grey(part), shown[None], colours=[colour], opacity=0.45)
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """Take the colour and some brightness out of an image, so that what is laid over it stands out."""
+    return np.repeat(image.mean(axis=2, keepdims=True) * 0.8 + 10, 3, axis=2).astype(np.uint8)
+
+
+def check_suffix(path: Path) -> str:
+    """Return the kind of picture that a name stands for; raise UserError if it is neither a PNG nor a JPEG."""
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path}: a figure is written as one of {', '.join(SUFFIXES)}")
+    return kind
+
+
+def save(figure: Figure, path: Path, quality: int = 80) -> None:
+    """Write a figure as a PNG or JPEG, by the name's ending; for errors see :func:`check_suffix`."""
+    kind = check_suffix(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI)
+    with whole_or_not_at_all(path) as partial:
+        Image.open(buffer).convert("RGB").save(partial, kind, quality=quality, optimize=True)

@@ -1,0 +1,155 @@
+"""The pictures of docs/patchdct.md and of the README, from the command line to the files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import Image
+
+from patchdct.checkpoint import SafeCheckpointer
+from patchdct.cli import run
+from patchdct.figures import load_objects
+from patchdct.figures.representation import mask_iou
+from tests.testing import load_tool, tiny_airm_cfg, tiny_cfg
+
+DATASET = "shapes_val_2_96px"
+
+tool = load_tool("draw_patchdct_figures")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, root):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+
+
+def save_model(cfg, folder: Path) -> Path:
+    """Write a checkpoint of an untrained model, and its config beside it."""
+    torch.manual_seed(0)
+    checkpointer = SafeCheckpointer(build_model(cfg), str(folder))
+    checkpointer.config = cfg.dump()
+    checkpointer.save("model")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder / "model.pth"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return save_model(tiny_cfg(num_classes=8), tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory) -> Path:
+    return save_model(tiny_airm_cfg(), tmp_path_factory.mktemp("refiner"))
+
+
+def draw(*arguments: object):
+    return tool.main(tool.argument_parser().parse_args([str(a) for a in arguments]))
+
+
+def check_files(picture: Path, numbers: dict, **more: object) -> None:
+    with Image.open(picture) as image:
+        assert image.width <= 1600 and np.ptp(np.asarray(image)) > 100
+    assert json.loads(picture.with_suffix(".json").read_text()) == json.loads(json.dumps({**more, **numbers}))
+
+
+def test_representation(tmp_path, capsys):
+    output = tmp_path / "a.png"
+    numbers = draw("representation", "--dataset", DATASET, "--image", 2, "--output", output)
+    assert numbers["class"] == load_objects(DATASET, 2).names[0]
+    assert [r["vector_dim"] for r in numbers["reconstructions"]] == [10, 50, 100, 300, 1, 3, 6, 12]
+    check_files(output, numbers, dataset=DATASET, image=2)
+    assert f"Wrote {output} and {tmp_path}/a.json" in capsys.readouterr().out
+
+
+def test_patches(tmp_path):
+    output = tmp_path / "b.jpg"
+    numbers = draw("patches", "--dataset", DATASET, "--output", output)
+    count = sum(len(load_objects(DATASET, i).masks) for i in (1, 2))
+    assert numbers["objects"] == count
+    assert [sum(labels.values()) for labels in numbers["patches"].values()] == [count * n for n in (784, 196, 49)]
+    check_files(output, numbers, dataset=DATASET, image=1)
+
+
+class Oracle:
+    """A detector that finds all objects but the largest, with the right masks, the smallest first."""
+
+    def __init__(self, cfg, keep_stages):
+        self.truth = load_objects(DATASET, 1)
+        assert keep_stages
+
+    def __call__(self, image):
+        number = len(self.truth.masks) - 1
+        assert number >= 2 and (image == self.truth.image).all()
+        instances = Instances(image.shape[:2])
+        instances.pred_boxes = self.truth.boxes[list(range(number, 0, -1))]
+        instances.pred_masks = torch.from_numpy(self.truth.masks[:0:-1].copy())
+        instances.scores = torch.linspace(0.9, 0.5, number)
+        instances.pred_coarse_masks = torch.ones(number, 1, 14, 14)
+        instances.pred_patch_labels = torch.ones(number, 14, 14, dtype=torch.int64)
+        return instances
+
+
+def test_stages_belong_to_their_objects(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "Predictor", Oracle)
+    options = ["--dataset", DATASET, "--weights", weights, "--output", tmp_path / "c.jpg"]
+    numbers = draw("stages", *options)
+    truth = load_objects(DATASET, 1)
+    assert [row["class"] for row in numbers["objects"]] == truth.names[:3]
+    assert [row["IoU"]["PatchDCT"] for row in numbers["objects"]] == [None, 1.0, 1.0]
+    assert 0 < numbers["objects"][1]["IoU"]["DCT-Mask stage"] < 1
+    check_files(tmp_path / "c.jpg", numbers, dataset=DATASET, image=1)
+    assert len(draw("stages", *options, "--objects", 2)["objects"]) == 2
+
+
+def test_teaser_has_what_the_refiner_makes(weights, refiner, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "Predictor", Oracle)
+    options = ["--dataset", DATASET, "--weights", weights, "--refiner", refiner, "--output", tmp_path / "d.jpg"]
+    numbers = draw("teaser", *options)
+    truth = load_objects(DATASET, 1)
+    refine = tool.InstanceRefiner(tool.Refiner(refiner)).refine
+    for i, row in enumerate(numbers["objects"]):
+        assert list(row["IoU"]) == ["DCT-Mask stage", "PatchDCT", "PatchDCT + AIRM"]
+        left, top, right, bottom = row["window"]
+        box = truth.boxes.tensor[i].tolist()
+        assert right - left == bottom - top == round(0.5 * max(box[2] - box[0], box[3] - box[1]))
+        if i:
+            window = slice(top, bottom), slice(left, right)
+            (refined,) = refine(truth.image, truth.masks[i : i + 1])
+            assert row["IoU"]["PatchDCT + AIRM"] == pytest.approx(mask_iou(refined[window], truth.masks[i][window]))
+    check_files(tmp_path / "d.jpg", numbers, dataset=DATASET, image=1)
+
+
+def test_a_model_that_finds_nothing(weights, refiner, tmp_path):
+    options = ["--dataset", DATASET, "--weights", weights, "--output", tmp_path / "e.jpg"]
+    threshold = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99]
+    for numbers in (draw("stages", *options, *threshold), draw("teaser", "--refiner", refiner, *options, *threshold)):
+        assert all(iou is None for row in numbers["objects"] for iou in row["IoU"].values())
+    check_files(tmp_path / "e.jpg", numbers, dataset=DATASET, image=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["representation", "--dataset", "nowhere"], "no data set 'nowhere'"),
+        (["patches", "--dataset", DATASET, "--output", "a.gif"], "a.gif: a figure is written as one of .jpg"),
+        (["stages", "--dataset", DATASET, "--weights", "gone/model.pth"], "no config file gone/config.yaml"),
+        (["teaser", "--dataset", DATASET, "--weights", "a.pth", "--refiner", "gone.pth"], "no weights gone.pth"),
+        (
+            ["stages", "--dataset", DATASET, "--image", "3", "--weights", "a.pth"],
+            "image 3 of shapes_val_2_96px: it has 2",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_message(arguments, message, capsys):
+    with pytest.raises(SystemExit) as e:
+        run(tool.main, tool.argument_parser().parse_args(arguments))
+    assert e.value.code == 1 and message in capsys.readouterr().err
