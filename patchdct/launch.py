@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from .cli import run
@@ -20,7 +21,7 @@ def launch(main: Callable[[Any], object], args: Any) -> object:
     the CPU; else Detectron2 starts ``args.num_gpus`` processes on each of ``args.num_machines``.
 
     Raises:
-        UserError: if more GPUs are asked for than there are.
+        UserError: if more GPUs are asked for than there are, or several machines without GPUs or an address.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun()
@@ -35,6 +36,10 @@ def launch(main: Callable[[Any], object], args: Any) -> object:
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()} usable GPUs; "
             f"to run on several CPU processes: torchrun --nproc_per_node={args.num_gpus} tools/train_net.py ..."
         )
+    if args.num_machines > 1 and not torch.cuda.is_available():
+        raise UserError("--num-machines is for machines with GPUs; on CPUs: torchrun --nnodes, see docs/distributed.md")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError("several machines need the first one's address on all: --dist-url tcp://ADDRESS:PORT")
     try:
         return detectron2_launch(
             run,
@@ -53,7 +58,8 @@ def _join_torchrun() -> None:
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # PyTorch's own timeout for NCCL is shorter than an evaluation on the first process may take
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=DEFAULT_TIMEOUT)
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(local_size)
         return

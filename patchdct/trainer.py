@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, defaults
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -53,6 +53,34 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             hooks.insert(-1, self.build_pictures(self.cfg, self.checkpointer.model))  # before what writes the events
         return hooks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the training: iteration, hooks, optimizer, and the loss scaling of AMP.
+
+        The keys are those of Detectron2 after v0.5, which itself leaves the last two out.
+        """
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave; what an older checkpoint lacks starts anew, with a warning.
+
+        Raises:
+            UserError: if the optimizer's state is that of other parameters.
+        """
+        TrainerBase.load_state_dict(self, state_dict)
+        own, saved = self._trainer.state_dict(), state_dict.get("_trainer", {})
+        if missing := own.keys() - saved.keys() - {"iteration"}:
+            logger.warning("The checkpoint has no state of the %s, which starts anew", " and ".join(sorted(missing)))
+        keys = self._trainer.optimizer.param_groups[0].keys() - {"params"}
+        try:
+            self._trainer.load_state_dict({**own, **saved})
+            if lost := keys - self._trainer.optimizer.param_groups[0].keys():
+                raise ValueError(f"the optimizer's state in the checkpoint has no {' and '.join(sorted(lost))}")
+        except ValueError as e:
+            raise UserError(
+                f"cannot resume in {self.cfg.OUTPUT_DIR}: {e}. SOLVER or MODEL has changed since; put them back, or "
+                "start another training with its checkpoint as MODEL.WEIGHTS and another OUTPUT_DIR"
+            ) from None
 
     @classmethod
     def build_pictures(cls, cfg: CfgNode, model: torch.nn.Module) -> PredictionPictures:
@@ -119,15 +147,19 @@ def log_scaled_schedule(cfg: CfgNode) -> CfgNode:
     The rule is Detectron2's (``DefaultTrainer.auto_scale_workers``); each key that it changes is logged.
 
     Raises:
-        UserError: if the batch cannot be divided among the processes that the config was made for.
+        UserError: if the batch cannot be divided among the processes that the config was made for, or that there are.
     """
-    reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    reference, batch, processes = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if reference and batch % reference:
         raise UserError(
             f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH {batch}; it is to be the "
             "number of GPUs that the config was made for, or 0 for no scaling"
         )
-    scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+    if not reference and batch % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {processes} processes; set it to a multiple of them"
+        )
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
     for node, keys in (
         ("SOLVER", ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS", "CHECKPOINT_PERIOD")),
         ("TEST", ("EVAL_PERIOD",)),

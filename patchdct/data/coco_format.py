@@ -118,8 +118,8 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
 
     Raises:
         UserError: for a name that is not registered, missing files, faults in a JSON of :func:`register_coco_format`, a
-            class count other than MODEL.ROI_HEADS.NUM_CLASSES, training sets of different classes, and annotations
-            that cannot be trained on as the config has it.
+            class count other than MODEL.ROI_HEADS.NUM_CLASSES, sets of different classes, and annotations that cannot
+            be trained on as the config has it.
     """
     register_from_config(cfg)
     key = "TRAIN" if train else "TEST"
@@ -132,9 +132,21 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
     for name in cfg.DATASETS.TRAIN:
         check_dataset(cfg, name, "TRAIN")
     first, *others = cfg.DATASETS.TRAIN
+    classes = MetadataCatalog.get(first).get("thing_classes")
     for name in others:
-        if MetadataCatalog.get(name).get("thing_classes") != MetadataCatalog.get(first).get("thing_classes"):
-            raise UserError(f"data sets {first} and {name} of DATASETS.TRAIN have different classes")
+        if MetadataCatalog.get(name).get("thing_classes") != classes:
+            raise UserError(
+                f"data sets {first} and {name} of DATASETS.TRAIN have different classes; give both JSON files the same "
+                "categories"
+            )
+    for name in cfg.DATASETS.TEST:
+        if (tested := MetadataCatalog.get(name).get("thing_classes")) and classes and tested != classes:
+            number = next(i for i, pair in enumerate(zip(tested, classes, strict=True)) if pair[0] != pair[1])
+            raise UserError(
+                f"data set {name} of DATASETS.TEST has other classes than {first} of DATASETS.TRAIN, or numbers them "
+                f"otherwise: class {number} is {tested[number]!r} there and {classes[number]!r} here; classes are in the "
+                "order of the categories' ids"
+            )
 
 
 def check_dataset(cfg: CfgNode, name: str, split: str) -> None:

@@ -225,6 +225,9 @@ def test_class_counts(folder):
     second = write(folder, changed("categories", 0, "name", value="bush"), "second")
     with pytest.raises(UserError, match=r"data sets own and second of DATASETS\.TRAIN have different classes"):
         check_datasets(config(entry, second, train=("own", "second")))
+    with pytest.raises(UserError, match=r"second of DATASETS\.TEST has other classes than own .*class 1 is 'bush' there and 'tree' here"):
+        check_datasets(config(entry, second, test=("own", "second")))
+    check_datasets(config(entry, second, test=("second",)), train=False)
 
 
 def test_unknown_names_and_empty_lists():

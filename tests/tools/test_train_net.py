@@ -112,6 +112,12 @@ def test_two_processes_train(tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
+def steps_of_adam(checkpoint: Path) -> set[int]:
+    """How often the optimizer in a checkpoint has updated its averages."""
+    optimizer = torch.load(checkpoint, weights_only=False)["trainer"]["_trainer"]["optimizer"]
+    return {int(state["step"]) for state in optimizer["state"].values()}
+
+
 def test_resume_after_kill_continues_from_the_last_checkpoint(tmp_path):
     opts = [*TINY, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
     process = subprocess.Popen(command(*opts), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -126,7 +132,34 @@ def test_resume_after_kill_continues_from_the_last_checkpoint(tmp_path):
     before = len(log.read_text())
     call("--resume", "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", str(iteration + 3))
     assert f"Starting training from iteration {iteration + 1}" in log.read_text()[before:]
-    assert (tmp_path / "model_final.pth").is_file()
+    assert steps_of_adam(tmp_path / last) == {iteration + 1}
+    assert steps_of_adam(tmp_path / "model_final.pth") == {iteration + 3}
+
+
+def test_a_checkpoint_without_the_optimizer_is_resumed_with_a_warning(tmp_path, trained, caplog):
+    content = torch.load(trained / "model_0000001.pth", weights_only=False)
+    del content["trainer"]["_trainer"]
+    torch.save(content, tmp_path / "model_0000001.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    call("--resume", "OUTPUT_DIR", str(tmp_path))
+    assert "no state of the optimizer, which starts anew" in (tmp_path / "log.txt").read_text()
+    assert steps_of_adam(tmp_path / "model_final.pth") == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("SOLVER.OPTIMIZER", "SGD"), "has no dampening and momentum"),
+        (("MODEL.ROI_BOX_HEAD.NUM_FC", "3"), "loaded state dict"),
+    ],
+)
+def test_resuming_with_another_optimizer_ends_in_a_message(tmp_path, trained, capsys, change, reason):
+    shutil.copy(trained / "model_0000001.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(SystemExit):
+        call("--resume", "OUTPUT_DIR", str(tmp_path), *change)
+    message = capsys.readouterr().err
+    assert f"cannot resume in {tmp_path}" in message and reason in message
 
 
 def test_reference_world_size_scales_the_schedule_and_says_so(caplog):
