@@ -5,9 +5,11 @@
     python tools/draw_airm_figures.py categories output/categor*_*                                            # Fig. 2b
     python tools/draw_airm_figures.py attention photo.jpg mask.png --position 320 200 --weights model.pth     # Fig. 6
     python tools/draw_airm_figures.py parameters ecssd datasets/FSS-1000/bus --weights model.pth              # Fig. 7
+    python tools/draw_airm_figures.py coarse-to-fine photo.jpg mask.png --tile-size 512 --weights model.pth
 
 The first two take the OUTPUT_DIRs of evaluated runs, those of configs/airm/figure_2, or a part of them. The others take
-a trained AIRM. Each writes a picture, and beside it a JSON file of the same name.
+a trained AIRM. The last, no figure of the paper, shows what each ratio of the refinement answers. Each writes a
+picture, and beside it a JSON file of the same name.
 """
 
 import argparse
@@ -31,12 +33,17 @@ from airm.figures import (
     read_run,
     read_samples,
     reduce_parameters,
+    refinement_steps,
+    score_mask,
+    zoom_windows,
 )
 from airm.figures.drawing import (
+    Column,
     draw_categories,
     draw_kernel_sizes,
     draw_maps,
     draw_parameters,
+    draw_steps,
     save,
     thumbnail,
 )
@@ -101,6 +108,41 @@ def parameters(args: argparse.Namespace) -> tuple[Figure, Any]:
     return draw_parameters(points, names, None if args.dots else thumbnails), numbers
 
 
+def coarse_to_fine(args: argparse.Namespace) -> tuple[Figure, Any]:
+    files = {"file_name": args.image, "coarse_file_name": args.mask, "mask_file_name": args.truth}
+    sample = RefinementDatasetMapper(is_train=False)({**files, "image_id": args.image})
+    model = Refiner(args.weights, args.device, args.config, args.tile_size).model
+    steps = refinement_steps(model, sample["image"], sample["coarse_mask"])
+    if not steps:
+        raise UserError(f"{args.mask}: an empty mask has nothing to refine")
+    coarse = sample["coarse_mask"][0].numpy()
+    columns = [Column("coarse mask", coarse >= 0.5)]
+    for step in steps:
+        title = f"{step.size[1]} x {step.size[0]}, {len(step.encoded)} of {step.tiles} tiles"
+        columns.append(Column(title, step.mask >= 0.5, step))
+    scores: list[dict[str, float | None]] = [{} for _ in columns]
+    if args.truth:
+        truth = sample["mask"][0].numpy() >= 0.5
+        scores = [score_mask(column.mask, truth) for column in columns]
+        columns = [c._replace(title=c.title + "\n" + describe(s)) for c, s in zip(columns, scores, strict=True)]
+        columns.append(Column("truth\n", truth))
+    numbers = {
+        "image": args.image,
+        "mask": args.mask,
+        "coarse": scores[0],
+        "steps": [
+            {"size": step.size, "tiles": step.tiles, "encoded": step.encoded, **score}
+            for step, score in zip(steps, scores[1:], strict=True)
+        ],
+    }
+    zooms = zoom_windows(coarse >= 0.5, steps[-1].mask >= 0.5, args.zoom)
+    return draw_steps(sample["image"].permute(1, 2, 0).numpy(), columns, zooms), numbers
+
+
+def describe(score: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in score.items() if value is not None)
+
+
 def main(args: argparse.Namespace) -> Any:
     """Draw one figure; return the numbers behind it."""
     figure, numbers = args.draw(args)
@@ -135,10 +177,21 @@ def argument_parser() -> argparse.ArgumentParser:
     points.add_argument("--dots", action="store_true", help="coloured by category, instead of thumbnails")
     points.set_defaults(draw=parameters)
 
-    for of_model in (maps, points):
+    steps = figures.add_parser("coarse-to-fine", help="what each ratio of the refinement answers, and its tiles")
+    steps.add_argument("image")
+    steps.add_argument("mask", help="coarse mask, of the same size")
+    steps.add_argument("--truth", metavar="FILE", help="true mask: one more column, and IoU and mBA of all others")
+    where = "centre in pixels of a part to enlarge below, any number of times; default: where most changes"
+    steps.add_argument("--zoom", type=int, nargs=2, action="append", metavar=("X", "Y"), help=where)
+    tiles = "side of tiles in pixels, 0 for whole images; default: the config's"
+    steps.add_argument("--tile-size", type=int, metavar="N", help=tiles)
+    steps.set_defaults(draw=coarse_to_fine)
+
+    for of_model in (maps, points, steps):
         of_model.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of an AIRM")
         of_model.add_argument("--config", metavar="FILE", help="default: the checkpoint's own, or beside it")
         of_model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for of_model in (maps, points):
         side = f"larger images are shrunk to this, at most {LARGEST_SIDE} (%(default)s)"
         of_model.add_argument("--max-side", type=int, default=MAX_SIDE, metavar="PIXELS", help=side)
     for subparser in figures.choices.values():

@@ -4,10 +4,12 @@ from .inputs import load_dicts, read_samples
 from .maps import PositionMaps, position_maps
 from .parameters import predict_parameters, reduce_parameters
 from .runs import Run, category_rows, kernel_size_rows, read_run
+from .steps import Step, refinement_steps, score_mask, zoom_windows
 
 __all__ = [
     "PositionMaps",
     "Run",
+    "Step",
     "category_rows",
     "kernel_size_rows",
     "load_dicts",
@@ -16,4 +18,7 @@ __all__ = [
     "read_run",
     "read_samples",
     "reduce_parameters",
+    "refinement_steps",
+    "score_mask",
+    "zoom_windows",
 ]

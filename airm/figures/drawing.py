@@ -3,18 +3,22 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patches import Rectangle
 
 from patchdct.errors import UserError
-from patchdct.visualization import instance_colour
+from patchdct.visualization import draw_masks, instance_colour
 
+from ..pictures import MASK
 from .maps import PositionMaps
 from .runs import ONE_AIRMF, ONE_SIRMF, SIRMF_EACH
+from .steps import Box, Step
 
 COLOURS = {"SIRMF": "tab:blue", "AIRMF": "tab:red"}
 BARS = {
@@ -23,6 +27,8 @@ BARS = {
     ONE_AIRMF: ("AIRMF", "tab:red"),
 }
 THUMBNAIL = 40  # longer side in pixels
+WIDE = 10.6  # inches, of the widest figure
+PANEL = 500  # longer side in pixels to which an image is shrunk, or a part of it enlarged
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
 
@@ -68,7 +74,8 @@ def draw_maps(image: np.ndarray, mask: np.ndarray, position: tuple[int, int], ma
     known = [(title, values) for title, values in zip(("Attention", "Affinity"), maps[1:], strict=True)]
     panels = [(title, values) for title, values in known if values is not None]
     height, width = mask.shape
-    figure = Figure(figsize=(4 * (1 + len(panels)), 4 * height / width + 0.4), layout="constrained")
+    side = WIDE / 3
+    figure = Figure(figsize=(side * (1 + len(panels)), side * height / width + 0.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, 1 + len(panels)))
     frame = (0, width, height, 0)
     grey = np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
@@ -86,6 +93,70 @@ def draw_maps(image: np.ndarray, mask: np.ndarray, position: tuple[int, int], ma
         panel.plot(position[0] + 0.5, position[1] + 0.5, "*", color="white", markeredgecolor="black", markersize=12)
         panel.set_axis_off()
     return figure
+
+
+class Column(NamedTuple):
+    """A mask in :func:`draw_steps`."""
+
+    title: str
+    mask: np.ndarray
+    """(H, W) boolean."""
+    step: Step | None = None
+    """The ratio that made it; where it has several tiles they are drawn, and what was not encoded is dark."""
+
+
+def draw_steps(image: np.ndarray, columns: Sequence[Column], zooms: Sequence[tuple[slice, slice]]) -> Figure:
+    """Draw masks of one image side by side, and below them parts of the image, enlarged.
+
+    Args:
+        image: (H, W, 3).
+        columns: the masks, from left to right; titles have as many lines each.
+        zooms: rows and columns of the parts, of one aspect.
+    """
+    parts = [(slice(0, image.shape[0]), slice(0, image.shape[1])), *zooms]
+    aspects = [(rows.stop - rows.start) / (cols.stop - cols.start) for rows, cols in parts]
+    lines = 1 + columns[0].title.count("\n")
+    size = WIDE, WIDE / len(columns) * sum(aspects) + 0.05 * len(parts) + 0.2 * lines
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(parts), len(columns), squeeze=False, height_ratios=aspects)
+    for x, (title, mask, step) in enumerate(columns):
+        for axes, (rows, cols) in zip(grid[:, x], parts, strict=True):
+            axes.imshow(
+                _lay_over(image[rows, cols], mask[rows, cols]), extent=(cols.start, cols.stop, rows.stop, rows.start)
+            )
+            axes.set_axis_off()
+        grid[0, x].set_title(title, fontsize=6.5)
+        if step is not None and step.tiles > 1:
+            _mark_tiles(grid[0, x], step)
+        for rows, cols in zooms:
+            _outline(grid[0, x], (cols.start, rows.start, cols.stop, rows.stop), "white")
+    return figure
+
+
+def _mark_tiles(axes: Axes, step: Step) -> None:
+    """Outline the tiles that were encoded, and darken the rest."""
+    height, width = step.mask.shape
+    dark = np.zeros((height, width, 4), np.float32)
+    dark[..., 3] = 0.6
+    for box in step.encoded:
+        x0, y0, x1, y1 = (round(end) for end in box)
+        dark[y0:y1, x0:x1] = 0
+        _outline(axes, box, "cyan")
+    axes.imshow(dark, extent=(0, width, height, 0))
+
+
+def _lay_over(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return an image under a mask, its longer side 500 pixels."""
+    scale = PANEL / max(mask.shape)
+    size = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    ground, covered = (cv2.resize(x, size, interpolation=method) for x in (image, mask.astype(np.float32)))
+    return draw_masks(ground, covered[None] >= 0.5, colours=[MASK], opacity=0.35)
+
+
+def _outline(axes: Axes, box: Box, colour: str) -> None:
+    x0, y0, x1, y1 = box
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=0.6))
 
 
 def draw_parameters(

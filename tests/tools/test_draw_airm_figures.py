@@ -1,4 +1,4 @@
-"""Fig. 2 from training to picture on synthetic categories, and Fig. 6 and 7 of a trained model."""
+"""Fig. 2 from training to picture on synthetic categories; Fig. 6, Fig. 7 and the steps of a refinement of a model."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from pycocotools import mask as mask_util
 
+from airm import Refiner
+from airm.coarse_to_fine import Settings
+from airm.data.images import read_mask
 from airm.data.synthetic_dataset import make_synthetic
+from airm.figures import refinement_steps, score_mask, zoom_windows
 from patchdct.checkpoint import SafeCheckpointer
 from patchdct.checkpoint_files import read_torch
 from patchdct.cli import run
+from patchdct.errors import UserError
 from tests.testing import load_tool, tiny_airm_cfg
 
 TINY = [
@@ -138,6 +144,87 @@ def test_figure_7(weights, root, tmp_path, dots):
     assert numbers["perplexity"] == pytest.approx(7 / 3)
     check_files(output, numbers)
     assert len(draw("parameters", *names, "--limit", 4, *options)["points"]) == 4
+
+
+class LeftQuarter:
+    """In place of a model: whatever it encodes, its answer is the left quarter of that."""
+
+    cell, device = 0.5, torch.device("cpu")
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def _normalise(self, image):
+        return image
+
+    def _encode(self, image, mask):
+        return lambda rows, cols: (cols.positions < -0.5).float().expand(1, 1, len(rows.positions), -1)
+
+
+def test_steps_have_the_answer_and_the_encoded_tiles_of_each_ratio():
+    model = LeftQuarter(Settings(ratios=(0.5, 1.0), min_size_test=0, padding=0, tile_size=64, tile_halo=16))
+    first, last = refinement_steps(model, torch.zeros(3, 128, 128), torch.ones(1, 128, 128))
+    assert (first.size, first.tiles, first.encoded) == ((64, 64), 1, [(0, 0, 128, 128)])
+    assert first.mask.shape == (128, 128) and first.mask[:, :32].all() and not first.mask[:, 32:].any()
+    # Windows of 64 every 32 pixels, cores up to the middle of what they share: the edge at 32 is in the left ones alone
+    assert (last.size, last.tiles) == ((128, 128), 9)
+    assert last.encoded == [(0, 0, 48, 48), (0, 48, 48, 80), (0, 80, 48, 128)]
+    assert last.mask[:, :16].all() and not last.mask[:, 16:].any()
+    assert refinement_steps(model, torch.zeros(3, 128, 128), torch.zeros(1, 128, 128)) == []
+
+
+def test_tiles_of_a_bordered_image_cover_the_image_and_no_more():
+    model = LeftQuarter(Settings(ratios=(0.5,), padding=32, tile_size=32, tile_halo=8))
+    (step,) = refinement_steps(model, torch.zeros(3, 101, 71), torch.ones(1, 101, 71))
+    assert len(step.encoded) > 4
+    assert sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in step.encoded) == pytest.approx(101 * 71)
+
+
+def test_a_mask_is_scored_in_percent():
+    mask, truth = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    mask[5:10, 5:15] = truth[5:15, 5:15] = True
+    assert score_mask(mask, truth)["IoU"] == 50
+    assert score_mask(truth, truth) == {"IoU": 100, "mBA": 100}
+    assert score_mask(mask, np.zeros_like(mask)) == {"IoU": 0, "mBA": None}
+
+
+def test_enlarged_parts_are_a_tenth_of_the_image_and_within_it():
+    masks = np.zeros((2, 400, 600), bool)
+    assert zoom_windows(*masks, [(300, 200), (599, 0)]) == [
+        (slice(180, 220), slice(270, 330)),
+        (slice(0, 40), slice(540, 600)),
+    ]
+    assert zoom_windows(*masks) == []
+    masks[1, 100, 50] = True
+    ((rows, cols),) = zoom_windows(*masks)
+    assert masks[1, rows, cols].any()
+    with pytest.raises(UserError, match="zoom 600 0 is outside the image, which has 600 x 400 pixels"):
+        zoom_windows(*masks, [(600, 0)])
+
+
+@pytest.mark.parametrize("zoom", [[], ["--zoom", 20, 30, "--zoom", 0, 71]])
+def test_coarse_to_fine(weights, root, tmp_path, zoom):
+    folder = make_synthetic("synthetic_refinement_val_2_96x72")
+    files = [str(folder / f"000001_{kind}") for kind in ("im.jpg", "seg.png", "gt.png")]
+    options = ["--weights", weights, "--device", "cpu", "--output", tmp_path / "steps.png", *zoom]
+    numbers = draw("coarse-to-fine", *files[:2], "--truth", files[2], *options)
+    truth, coarse = read_mask(files[2]), read_mask(files[1])
+    for found, mask in ((numbers["coarse"], coarse), (numbers["steps"][-1], Refiner(weights).refine(*files[:2]))):
+        a, b = (mask_util.encode(np.asfortranarray(m, np.uint8)) for m in (mask, truth))
+        assert found["IoU"] == pytest.approx(100 * mask_util.iou([a], [b], [0])[0, 0])
+    assert [step["size"] for step in numbers["steps"]] == [(72, 96)]  # at lower ratios it is smaller than 224 pixels
+    assert numbers["steps"][0]["encoded"] == [(0, 0, 96, 72)]
+    check_files(tmp_path / "steps.png", numbers)
+    assert "IoU" not in draw("coarse-to-fine", *files[:2], *options)["steps"][0]
+
+
+def test_coarse_to_fine_of_an_empty_mask_is_refused(weights, root, tmp_path):
+    folder = make_synthetic("synthetic_refinement_val_2_96x72")
+    cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((72, 96), np.uint8))
+    with pytest.raises(UserError, match=r"empty.png: an empty mask has nothing to refine"):
+        draw(
+            "coarse-to-fine", folder / "000001_im.jpg", tmp_path / "empty.png", "--weights", weights, "--device", "cpu"
+        )
 
 
 @pytest.mark.parametrize(
