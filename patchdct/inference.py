@@ -92,7 +92,10 @@ class Predictor:
         if keep_stages:
             head = getattr(getattr(self.model, "roi_heads", None), "mask_head", None)
             if not isinstance(head, MaskRCNNPatchDCTHead):
-                raise UserError(f"only PatchDCT has stages to show; MODEL.ROI_MASK_HEAD.NAME is {type(head).__name__}")
+                raise UserError(
+                    f"only PatchDCT has stages to show; MODEL.ROI_MASK_HEAD.NAME is {type(head).__name__}, so leave "
+                    "--stages (keep_stages) out"
+                )
             head.keep_stages = True
         load_trained(self.model, weights)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)

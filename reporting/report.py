@@ -62,7 +62,7 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[
         UserError: for a folder that is no finished evaluation, or too few or equal names.
     """
     if names and len(names) != len(folders):
-        raise UserError(f"{len(names)} names were given for {len(folders)} runs")
+        raise UserError(f"--names: {len(names)} names were given for {len(folders)} runs")
     if len(set(names)) < len(names):
         raise UserError(f"--names {' '.join(names)}: every run needs a name of its own")
     runs = [read_run(folder, name) for folder, name in zip(folders, names or [""] * len(folders), strict=True)]

@@ -29,7 +29,7 @@ from patchdct.files import whole_or_not_at_all
 def read(path: Path) -> dict[str, Any]:
     """Read a file's tensors by name; raises :class:`UserError` if it cannot be."""
     if not path.is_file():
-        raise UserError(f"no file {path}")
+        raise UserError(f"no file {path}; give the weights that were downloaded (tools/README.md says where)")
     if path.suffix != ".safetensors":
         return unwrap(by_name(str(path), read_torch(str(path))))
     try:

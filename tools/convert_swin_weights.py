@@ -29,7 +29,7 @@ from patchdct.swin_weights import PREFIX, VARIANTS, ConversionReport, Variant, f
 def read(path: Path) -> dict[str, Any]:
     """Read a file's tensors by name; raises :class:`UserError` if it cannot be."""
     if not path.is_file():
-        raise UserError(f"no file {path}")
+        raise UserError(f"no file {path}; give the weights that were downloaded (tools/README.md says where)")
     content = by_name(str(path), read_torch(str(path)))
     return by_name(str(path), content.get("model", content))
 

@@ -100,7 +100,8 @@ def main(args: argparse.Namespace) -> float:
         difference = (export_step if part == REFINER else export_mask)(args, model, unchecked)
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{args.output} is not written: its masks would differ from the model's by {difference:.1e}"
+                f"{args.output} is not written: its masks would differ from the model's by {difference:.1e}; "
+                f"at most {TOLERANCE:.0e} is allowed (--no-check leaves this out)"
             )
         os.replace(unchecked, args.output)
     finally:

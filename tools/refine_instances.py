@@ -86,7 +86,7 @@ class Detector:
         if len(self.categories) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UserError(
                 f"{truth.path} has {len(self.categories)} categories, but the model of {config_file} has "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes"
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes; give annotations with the categories it was trained on"
             )
 
     def __call__(self, image: InstanceImage, pixels: np.ndarray) -> Results:

@@ -47,7 +47,7 @@ def load_truth(path: str) -> tuple[str, list[dict[str, Any]]]:
         UserError: if the file is missing, not COCO, or has no masks.
     """
     if not Path(path).is_file():
-        raise UserError(f"no annotation file {path}")
+        raise UserError(f"no annotation file {path}; give a COCO JSON with masks to --annotations")
     name = f"upper_bound:{Path(path).resolve()}"
     if name not in DatasetCatalog:
         register_coco_instances(name, {}, path, image_root="")

@@ -146,7 +146,7 @@ def check_pair(pair: Pair) -> list[str]:
 def _list_files(folder: Path, skipped: Path | None = None) -> list[Path]:
     """List the image files of a folder at any depth, but not in the folder ``skipped``; symbolic links are followed."""
     if not folder.is_dir():
-        raise UserError(f"no folder {folder.absolute()}")
+        raise UserError(f"no folder {folder.absolute()}; correct its path")
     files = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [
