@@ -44,12 +44,12 @@ from airm.figures.drawing import (
     draw_maps,
     draw_parameters,
     draw_steps,
-    save,
     thumbnail,
 )
 from airm.figures.inputs import LARGEST_SIDE, MAX_SIDE
 from patchdct.cli import run
 from patchdct.errors import UserError
+from patchdct.figures.drawing import save
 
 
 def kernel_sizes(args: argparse.Namespace) -> tuple[Figure, Any]:

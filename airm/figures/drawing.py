@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 
-from patchdct.errors import UserError
 from patchdct.visualization import draw_masks, instance_colour
 
 from ..pictures import MASK
@@ -29,7 +27,6 @@ BARS = {
 THUMBNAIL = 40  # longer side in pixels
 WIDE = 10.6  # inches, of the widest figure
 PANEL = 500  # longer side in pixels to which an image is shrunk, or a part of it enlarged
-SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
 
 def draw_kernel_sizes(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -192,11 +189,3 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     scale = THUMBNAIL / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as the kind of file that the name's ending says; raise UserError for an unknown one."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: a figure is written as one of {', '.join(SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)

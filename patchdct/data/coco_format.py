@@ -144,8 +144,8 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             number = next(i for i, pair in enumerate(zip(tested, classes, strict=True)) if pair[0] != pair[1])
             raise UserError(
                 f"data set {name} of DATASETS.TEST has other classes than {first} of DATASETS.TRAIN, or numbers them "
-                f"otherwise: class {number} is {tested[number]!r} there and {classes[number]!r} here; classes are in the "
-                "order of the categories' ids"
+                f"otherwise: class {number} is {tested[number]!r} there and {classes[number]!r} here; classes are in "
+                "the order of the categories' ids"
             )
 
 

@@ -1,9 +1,8 @@
 """The pictures themselves, with matplotlib. Images are (H, W, 3) uint8 RGB, masks (H, W) boolean."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from PIL import Image
 
 from ..dct import zigzag_order
 from ..errors import UserError
@@ -24,7 +22,7 @@ from .representation import PATCH_DIMS, PATCH_SIZE, Reconstruction
 DPI = 150
 PANEL_PIXELS = 320
 KEPT, LOST, ADDED, OUTSIDE = (235, 235, 235), (40, 120, 255), (255, 70, 50), (40, 42, 48)
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+SUFFIXES = (".jpg", ".jpeg", ".pdf", ".png", ".svg")
 
 
 class Panel(NamedTuple):
@@ -126,18 +124,22 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     return np.repeat(image.mean(axis=2, keepdims=True) * 0.8 + 10, 3, axis=2).astype(np.uint8)
 
 
-def check_suffix(path: Path) -> str:
-    """Return the kind of picture that a name stands for; raise UserError if it is neither a PNG nor a JPEG."""
-    kind = SUFFIXES.get(path.suffix.lower())
-    if kind is None:
+def check_suffix(path: Path) -> None:
+    """Raise UserError for a name that ends as no kind of picture does."""
+    if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: a figure is written as one of {', '.join(SUFFIXES)}")
-    return kind
 
 
 def save(figure: Figure, path: Path, quality: int = 80) -> None:
-    """Write a figure as a PNG or JPEG, by the name's ending; for errors see :func:`check_suffix`."""
-    kind = check_suffix(path)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI)
+    """Write a figure as the kind of file that the name's ending says, a JPEG with this quality.
+
+    Raises:
+        UserError: see :func:`check_suffix`.
+    """
+    check_suffix(path)
+    kind = path.suffix.lower().removeprefix(".")
+    options: dict[str, Any] = {"format": kind, "dpi": DPI}
+    if kind in ("jpg", "jpeg"):
+        options["pil_kwargs"] = {"quality": quality, "optimize": True}
     with whole_or_not_at_all(path) as partial:
-        Image.open(buffer).convert("RGB").save(partial, kind, quality=quality, optimize=True)
+        figure.savefig(partial, **options)

@@ -225,7 +225,8 @@ def test_class_counts(folder):
     second = write(folder, changed("categories", 0, "name", value="bush"), "second")
     with pytest.raises(UserError, match=r"data sets own and second of DATASETS\.TRAIN have different classes"):
         check_datasets(config(entry, second, train=("own", "second")))
-    with pytest.raises(UserError, match=r"second of DATASETS\.TEST has other classes than own .*class 1 is 'bush' there and 'tree' here"):
+    message = r"second of DATASETS\.TEST has other classes than own .*class 1 is 'bush' there and 'tree' here"
+    with pytest.raises(UserError, match=message):
         check_datasets(config(entry, second, test=("own", "second")))
     check_datasets(config(entry, second, test=("second",)), train=False)
 

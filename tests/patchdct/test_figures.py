@@ -221,8 +221,11 @@ def test_figures_are_written_by_their_ending(tmp_path):
         save(figure, tmp_path / name)
         with Image.open(tmp_path / name) as picture:
             assert picture.format == kind and picture.width == 900
-    with pytest.raises(UserError, match=r"one of \.jpg, \.jpeg, \.png"):
-        save(Figure(), tmp_path / "c.pdf")
+    save(figure, tmp_path / "c.pdf")
+    assert (tmp_path / "c.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(UserError, match=r"one of \.jpg, \.jpeg, \.pdf, \.png, \.svg"):
+        save(Figure(), tmp_path / "d.gif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "c.pdf", "new"]
 
 
 # ---------------------------------------------------------------- the page

@@ -245,5 +245,5 @@ def test_bad_input_ends_in_one_message(arguments, message, capsys):
 def test_a_figure_of_an_unknown_kind_is_refused(weights, tmp_path, root):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     files = [folder / "000001_im.jpg", folder / "000001_seg.png"]
-    with pytest.raises(ValueError, match=r"one of .png, .pdf"):
+    with pytest.raises(UserError, match=r"maps\.txt: a figure is written as one of \.jpg, "):
         draw("attention", *files, "--weights", weights, "--output", tmp_path / "maps.txt")
