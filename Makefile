@@ -16,7 +16,7 @@ endef
 export TELL_OF_ANOTHER
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-airm test lint types doctor clean
+.PHONY: help install demo demo-airm test docs-check lint types doctor clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,10 @@ demo-airm: install ## train a small AIRM on synthetic data (CPU) and refine a la
 # Each worker computes on one thread: quicker than sharing the cores, and sums come out in the same order everywhere.
 test: install ## run the tests; PYTEST_ARGS="-k name" selects some
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# A page is executed by one process, from top to bottom
+docs-check: install ## execute every command of the documentation, on small models and drawn data
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadscope tests/docs/commands.py $(PYTEST_ARGS)
 
 lint: install ## check format and style
 	$(RUN) -m ruff format --check .
