@@ -133,7 +133,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Evaluate on every data set of DATASETS.TEST, and write the metrics to ``evaluation.json`` in OUTPUT_DIR."""
-        results = super().test(cfg, model, evaluators)
+        # Loaders draw a number: a training is the same, however often it is evaluated
+        with torch.random.fork_rng(devices=[]):
+            results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "evaluation.json"
             path.write_text(json.dumps(results, indent=2) + "\n")

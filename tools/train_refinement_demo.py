@@ -25,13 +25,14 @@ from patchdct.cli import run
 from reporting import write_report
 
 CONFIG = Path("configs/airm/small/airm_synthetic.yaml")
+SHOWN = ("TEST.EVAL_PERIOD", "100", "VIS_PERIOD", "100")  # curves and pictures of the training itself
 TILE_SIZE = 512
 SEED = 2026  # of the large image; training and validation have others
 
 
 def train(output: Path, overrides: list[str]) -> None:
     """Train and evaluate in a process of its own, as a user would."""
-    command = [sys.executable, "tools/train_net.py", "--config-file", str(CONFIG), *overrides]
+    command = [sys.executable, "tools/train_net.py", "--config-file", str(CONFIG), *SHOWN, *overrides]
     status = subprocess.run([*command, "OUTPUT_DIR", str(output)]).returncode
     if status:
         raise SystemExit(status)

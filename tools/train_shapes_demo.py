@@ -27,12 +27,13 @@ from patchdct.visualization import compare_panels
 from reporting import write_report
 
 CONFIG = Path("configs/patchdct/shapes/patchdct_shapes.yaml")
+SHOWN = ("TEST.EVAL_PERIOD", "100", "VIS_PERIOD", "100")  # curves and pictures of the training itself
 REPORTED = 24  # images in the report
 
 
 def train(output: Path, overrides: list[str]) -> None:
     """Train and evaluate in a process of its own, as a user would."""
-    command = [sys.executable, "tools/train_net.py", "--config-file", str(CONFIG), *overrides]
+    command = [sys.executable, "tools/train_net.py", "--config-file", str(CONFIG), *SHOWN, *overrides]
     command += ["OUTPUT_DIR", str(output)]
     status = subprocess.run(command).returncode
     if status:

@@ -112,6 +112,14 @@ def test_two_processes_train(tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
+def test_evaluation_and_pictures_in_between_change_nothing_of_a_training(tmp_path, trained):
+    call("OUTPUT_DIR", str(tmp_path), "TEST.EVAL_PERIOD", "1", "VIS_PERIOD", "1")
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert sum("segm/AP" in line for line in metrics) >= 2
+    once, often = (torch.load(f / "model_final.pth", weights_only=False)["model"] for f in (trained, tmp_path))
+    assert all(torch.equal(once[name], often[name]) for name in once)
+
+
 def steps_of_adam(checkpoint: Path) -> set[int]:
     """How often the optimizer in a checkpoint has updated its averages."""
     optimizer = torch.load(checkpoint, weights_only=False)["trainer"]["_trainer"]["optimizer"]
