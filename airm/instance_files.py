@@ -56,8 +56,9 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
             raise UserError(f'{path} does not hold COCO results: entry {i} is no object with an "image_id"')
         if "segmentation" not in result:
             raise UserError(f'{path}: entry {i} has no "segmentation"; boxes alone cannot be refined')
-        if not isinstance(result.get("score", 1), (int, float)):
-            raise UserError(f"{path}: entry {i} has the score {result['score']!r}, which is no number")
+        score = result.get("score", 1)
+        if not isinstance(score, (int, float)) or score != score:  # NaN has no place in the order of scores
+            raise UserError(f"{path}: entry {i} has the score {score!r}, which is no number")
     return content
 
 
@@ -65,7 +66,8 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
     """Read a COCO annotation file; "annotations" may be missing, as in the images.json of tools/demo.py.
 
     Raises:
-        UserError: if the file is missing or damaged, or its images have no id, file_name, height and width.
+        UserError: if the file is missing or damaged, or its images have no file_name, height, width and id of their
+            own.
     """
     content = read_json(path)
     images = content.get("images") if isinstance(content, dict) else None
@@ -73,6 +75,10 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
         isinstance(image, dict) and {"id", "file_name", "height", "width"} <= image.keys() for image in images
     ):
         raise UserError(f'{path} is no COCO annotation file: it has no "images" with id, file_name, height and width')
+    ids = [str(image["id"]) for image in images]
+    if len(set(ids)) < len(ids):
+        twice = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])
+        raise UserError(f"{path} has two images with the id {twice}")
     return content
 
 
@@ -150,7 +156,8 @@ def read_png_folder(folder: str | Path, images: Sequence[InstanceImage], categor
         category_id: of the results.
 
     Raises:
-        UserError: if there is no such folder, no mask of these images, or one that cannot be read.
+        UserError: if there is no such folder, no mask of these images, one that may be of several of them, or one that
+            cannot be read.
     """
     root = Path(folder)
     stems = {image: (image.path or Path(image.name)).stem.removesuffix(IMAGE) for image in images}
@@ -162,7 +169,11 @@ def read_png_folder(folder: str | Path, images: Sequence[InstanceImage], categor
     for image, stem in stems.items():
         folders = {stem} if image.numbered else {stem, str(image.id)}
         inside = [path for name in folders for path in (root / name).glob("*.png")]
-        for path in sorted(inside + beside.get(stem, []), key=_natural):
+        own = sorted(inside + beside.get(stem, []), key=_natural)
+        if own and list(stems.values()).count(stem) > 1:
+            names = ", ".join(image.name for image, other in stems.items() if other == stem)
+            raise UserError(f"{own[0]} may be of several images ({names}); give these one by one, or other names")
+        for path in own:
             entry = {"image_id": image.id, "category_id": category_id, "segmentation": encode(read_mask(path))}
             results.append({**entry, "score": 1.0, "mask_file": path.relative_to(root).as_posix()})
     if not results:

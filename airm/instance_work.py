@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from patchdct.errors import UserError
 
-from .evaluation.instances import Truth, check_results
+from .evaluation.instances import Truth, check_results, check_truth
 from .instance_files import (
     InstanceImage,
     find_images,
@@ -40,6 +40,8 @@ class Work(NamedTuple):
             UserError: if a file cannot be used, or they do not fit together.
         """
         truth = Truth(annotations, read_annotations(annotations)) if annotations else None
+        if truth is not None:
+            check_truth(truth)
         files = find_images(inputs)
         if masks and not Path(masks).is_dir():
             results = read_results(masks)

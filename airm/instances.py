@@ -130,8 +130,10 @@ class InstanceRefiner:
             except ValueError as e:
                 faults.append(f"mask {i + 1} of {len(answers)} {e}")
                 continue
-            left, top, width, height = map(int, mask_util.toBbox(answer["segmentation"]))
-            if width and not answer.get("iscrowd", 0) and answer.get("score", 1) >= min_score:
+            # Of an empty mask with runs of 0 pixels, pycocotools' box is anything
+            is_empty = not mask_util.area(answer["segmentation"])
+            if not is_empty and not answer.get("iscrowd", 0) and answer.get("score", 1) >= min_score:
+                left, top, width, height = map(int, mask_util.toBbox(answer["segmentation"]))
                 boxes[i] = left, top, width, height
         changed = emptied = 0
         for i, window, coarse, refined in self._refine_crops(

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_util
 Rle: TypeAlias = dict[str, Any]
 """Compressed: {"size": [H, W], "counts": str}."""
 
+FARTHEST = 1e6  # coordinate of a polygon in pixels; pycocotools takes memory for all of its way, and crashes with 1e9
 _MORE, _SIGN = 0x20, 0x10  # bits of a character: others of this number follow, and the number is negative
 
 
@@ -84,11 +85,11 @@ def _from_polygons(polygons: list[Any], height: int, width: int) -> Rle:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("has a polygon that is not [x, y, x, y, ...] of at least 3 points")
         try:
-            finite = bool(np.isfinite(np.array(polygon, dtype=np.float64)).all())
+            usable = bool((np.abs(np.array(polygon, dtype=np.float64)) <= FARTHEST).all())  # NaN is not
         except (TypeError, ValueError):
-            finite = False
-        if not finite:
-            raise ValueError("has a polygon whose coordinates are not all numbers")
+            usable = False
+        if not usable:
+            raise ValueError(f"has a polygon whose coordinates are not all numbers of at most {FARTHEST:,.0f} pixels")
     if not polygons:
         return encode(np.zeros((height, width), bool))
     rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))

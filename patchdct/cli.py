@@ -1,6 +1,7 @@
 """What the command-line tools share."""
 
 import argparse
+import errno
 import importlib.util
 import re
 import sys
@@ -15,13 +16,23 @@ T = TypeVar("T")
 # How fvcore's registries, which Detectron2 finds its parts in, say that a config names something unknown
 UNREGISTERED = re.compile(r"No object named '(.+)' found in '(.+)' registry")
 
+# Of files: no permission, a medium that cannot be written or is full, a file where a folder is needed, or the other way
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
 
 def run(main: Callable[..., T], *args: object) -> T:
-    """Call ``main`` and return its result; print a :class:`UserError` as one message and exit with status 1."""
+    """Call ``main`` and return its result; print a :class:`UserError` as one message and exit with status 1.
+
+    The same for files that cannot be written, and names in the config that no registry has.
+    """
     try:
         return main(*args)
     except UserError as e:
         _leave(str(e))
+    except OSError as e:
+        if e.errno not in UNWRITABLE:
+            raise
+        _leave(f"cannot read or write {e.filename2 or e.filename or 'a file'}: {e.strerror}")
     except KeyError as e:
         if not (names := UNREGISTERED.search(str(e))):
             raise

@@ -78,8 +78,9 @@ class Trainer(DefaultTrainer):
                 raise ValueError(f"the optimizer's state in the checkpoint has no {' and '.join(sorted(lost))}")
         except ValueError as e:
             raise UserError(
-                f"cannot resume in {self.cfg.OUTPUT_DIR}: {e}. SOLVER or MODEL has changed since; put them back, or "
-                "start another training with its checkpoint as MODEL.WEIGHTS and another OUTPUT_DIR"
+                f"cannot resume in {self.cfg.OUTPUT_DIR}: {e}. SOLVER, MODEL or the version of Detectron2 has "
+                "changed since; put it back, or start another training with its checkpoint as MODEL.WEIGHTS and "
+                "another OUTPUT_DIR"
             ) from None
 
     @classmethod

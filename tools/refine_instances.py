@@ -166,7 +166,7 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         found = evaluation[which]
         values = [found["segm"][key] for key in ("AP", "AP50", "AP75")] + [found["boundary"]["AP"]]
         values += [found["IoU"], found["mBA"]]
-        table.add_row(which, *("-" if value is None else f"{value:.2f}" for value in values))
+        table.add_row(which, *("-" if value is None or value != value else f"{value:.2f}" for value in values))
     # A pipe or file has no width of its own
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
@@ -225,6 +225,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     evaluation = evaluate(work, coarse, refined)
     if evaluation:
         write_json(args.output / "evaluation.json", evaluation, indent=2)
+    else:  # that of earlier results is not of these
+        (args.output / "evaluation.json").unlink(missing_ok=True)
     if not faults:
         (args.output / "progress.jsonl").unlink()  # else --resume does what is missing
     faults += [fault for _, entry in done for fault in entry["unusable"]]

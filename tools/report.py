@@ -26,6 +26,8 @@ def main(args: argparse.Namespace) -> None:
     import_code(args.imports)
     for package in ("detectron2", "fvcore", "patchdct", "reporting"):
         setup_logger(name=package)
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder; name a file in it, as report.html")
     if args.output.exists() and not args.overwrite:
         raise UserError(f"{args.output} exists; choose another --output, or add --overwrite")
     path = write_report(

@@ -41,6 +41,28 @@ class _ResultsEvaluator(COCOInstanceEvaluator):
             self._predictions.append({"image_id": image_id, "instances": results})
 
 
+def check_truth(truth: Truth) -> None:
+    """Raise a :class:`UserError` for ground truth that nothing can be compared with; without annotations, for none."""
+    if "annotations" not in truth.content:
+        return
+    categories = truth.content.get("categories")
+    if not categories or not all({"id", "name"} <= category.keys() for category in categories):
+        raise UserError(f"{truth.path} has annotations, but no categories with id and name")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth.content["images"]}
+    for i, annotation in enumerate(truth.content["annotations"]):
+        if not {"id", "image_id", "category_id"} <= annotation.keys():
+            raise UserError(f"{truth.path}: annotation {i} has no id, image_id or category_id")
+        name = f"{truth.path}: annotation {annotation['id']}"
+        if annotation["image_id"] not in sizes:
+            raise UserError(f"{name} has the image_id {annotation['image_id']!r}, which is no image's")
+        if not annotation.get("segmentation"):
+            raise UserError(f"{name} has no mask; take out all annotations if the file is to name images only")
+        try:
+            to_rle(annotation["segmentation"], *sizes[annotation["image_id"]])
+        except ValueError as e:
+            raise UserError(f"{name} {e}") from None
+
+
 def check_results(results: Sequence[dict[str, Any]], truth: Truth) -> None:
     """Raise a :class:`UserError` for results that cannot be evaluated with this truth."""
     images, categories = truth.images, set(truth.category_ids)

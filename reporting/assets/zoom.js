@@ -26,6 +26,7 @@ async function showView(number) {
   const view = viewsOf(entry.item)[number];
   document.getElementById("zoom-view").value = number;
   const image = await loadImage(view);
+  if (zoom.entry !== entry) return; // another card was opened meanwhile
   Object.assign(zoom, { view, image });
   const part = partOf(entry, view);
   makePanels(part);

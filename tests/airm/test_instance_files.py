@@ -74,6 +74,7 @@ def test_polygons():
         ([[1, 2, 3, 4, 5, 6, 7]], "at least 3 points"),
         ([[1, 2, 3, 4, 5, "x"]], "not all numbers"),
         ([[1, 2, 3, 4, 5, float("nan")]], "not all numbers"),
+        ([[1, 2, 3, 4, 5, 1e9]], "not all numbers of at most 1,000,000 pixels"),
     ],
 )
 def test_masks_that_cannot_be_used(segmentation, words):
@@ -90,6 +91,7 @@ def test_masks_that_cannot_be_used(segmentation, words):
         ("[3]", 'entry 0 is no object with an "image_id"'),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', 'entry 0 has no "segmentation"'),
         ('[{"image_id": 1, "segmentation": [], "score": "high"}]', "score 'high'"),
+        ('[{"image_id": 1, "segmentation": [], "score": NaN}]', "score nan"),
     ],
 )
 def test_results_that_cannot_be_used(tmp_path, content, words):
@@ -105,6 +107,10 @@ def test_missing_files(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(UserError, match="no COCO annotation file"):
         read_annotations(tmp_path / "list.json")
+    image = {"id": 7, "file_name": "7.jpg", "height": H, "width": W}
+    (tmp_path / "twice.json").write_text(json.dumps({"images": [image, image]}))
+    with pytest.raises(UserError, match="two images with the id 7"):
+        read_annotations(tmp_path / "twice.json")
     for text, words in ((str(tmp_path), "a folder without images"), (f"{tmp_path}/*.jpg", "no such image")):
         with pytest.raises(UserError, match=words):
             find_images([text])
@@ -184,6 +190,9 @@ def test_png_folder(tmp_path):
     assert {(result["category_id"], result["score"]) for result in results} == {(2, 1.0)}
     with pytest.raises(UserError, match="no PNG masks of the 1 images"):
         read_png_folder(tmp_path, images[-1:], 1)
+    other = InstanceImage(8, "others/y.jpg", Path("others/y.jpg"))
+    with pytest.raises(UserError, match=r"y.png may be of several images \(y.jpg, others/y.jpg\)"):
+        read_png_folder(tmp_path, [*images, other], 1)
 
 
 def test_progress_survives_an_interruption(tmp_path):

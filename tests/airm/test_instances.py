@@ -14,7 +14,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from airm.evaluation.instances import Truth, check_results, compare_instances
+from airm.evaluation.instances import Truth, check_results, check_truth, compare_instances
 from airm.evaluation.metrics import mean_boundary_accuracy
 from airm.instances import InstanceRefiner, RefinedPredictor, find_window, refine_batch
 from airm.refiner import Refiner
@@ -97,6 +97,15 @@ def test_masks_that_would_become_empty_stay():
     results = several()
     outcome = in_crops(lambda mask: mask * 0.499).refine_results(IMAGE, results)
     assert outcome.results == results and (outcome.refined, outcome.emptied, outcome.changed) == (5, 5, 0)
+
+
+def test_empty_masks_with_runs_of_no_pixels_are_left_alone():
+    results = [
+        {**result(np.zeros((H, W), bool)), "segmentation": {"size": [H, W], "counts": counts}}
+        for counts in ([H * W, 0], [0, 0, H * W], [7, 0, H * W - 7])
+    ]
+    outcome = in_crops().refine_results(IMAGE, results)
+    assert outcome.refined == 0 and not any(decode(r["segmentation"]).any() for r in outcome.results)
 
 
 def test_what_is_left_alone():
@@ -275,6 +284,32 @@ def test_evaluation_before_and_after(truth):
     assert evaluation["before"]["segm"]["AP"] == pytest.approx(100 * official.stats[0])
     assert 0 < evaluation["before"]["segm"]["AP"] < 100
     assert set(evaluation["before"]["segm"]) >= {"AP-a", "AP-b"}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"segmentation": [[1, 2, 3, 4]]}, "annotation 2 has a polygon .* of at least 3 points"),
+        ({"segmentation": {"size": [H, W + 1], "counts": [H * (W + 1)]}}, "annotation 2 has the size"),
+        ({"segmentation": []}, "annotation 2 has no mask"),
+        ({"image_id": "3"}, "annotation 2 has the image_id '3', which is no image's"),
+        ({"category_id": None}, "annotation 1 has no id, image_id or category_id"),
+    ],
+)
+def test_ground_truth_that_cannot_be_used(truth, change, words):
+    check_truth(truth)
+    changed = {k: v for k, v in {**truth.content["annotations"][1], **change}.items() if v is not None}
+    truth.content["annotations"][1] = changed
+    with pytest.raises(UserError, match=words):
+        check_truth(truth)
+    del truth.content["annotations"]
+    check_truth(truth)
+
+
+def test_ground_truth_needs_names_of_categories(truth):
+    del truth.content["categories"][0]["name"]
+    with pytest.raises(UserError, match="no categories with id and name"):
+        check_truth(truth)
 
 
 def test_results_of_other_annotations(truth):

@@ -328,6 +328,9 @@ def test_nothing_is_overwritten_unasked(refine, failure, results):
     assert (output / "refined.json").read_text() == "mine"
     refine("--results", results, "--overwrite")
     assert len(json.loads((output / "refined.json").read_text())) == 5
+    (output / "evaluation.json").touch()  # of others
+    refine("--results", results, "--overwrite")
+    assert not (output / "evaluation.json").exists()
     (output / "file").touch()
     assert "is no folder" in failure("--results", results, output="out/file")
 
