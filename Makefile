@@ -52,7 +52,7 @@ types: install ## check the types of the packages
 	$(RUN) -m mypy patchdct airm reporting reproduction
 
 doctor: install ## tell what is installed, what is missing, and how to get it
-	$(RUN) patchdct/doctor.py
+	$(RUN) pixelmask/doctor.py
 
 clean: ## remove the environment, caches and build products
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -35,12 +35,12 @@ REQUIREMENTS = [
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 
 setup(
-    name="patchdct",
+    name="pixelmask",
     version="0.1.0",
     description="Pixel-accurate instance masks for Detectron2: PatchDCT, DCT-Mask and AIRM",
     license="Apache-2.0",
-    packages=find_packages(include=["patchdct*", "airm*", "reporting*", "reproduction*"]),
-    package_data={"reporting": ["assets/*"], "reproduction": ["*.yaml", "*.json"]},
+    packages=find_packages(include=["pixelmask*", "patchdct*", "airm*"]),
+    package_data={package: ["py.typed"] for package in ("pixelmask", "patchdct", "airm")},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={

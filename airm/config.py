@@ -2,9 +2,12 @@
 
 from detectron2.config import CfgNode
 
+from pixelmask.config import add_common_config, register_keys
+
 
 def add_airm_config(cfg: CfgNode) -> None:
     """Add the keys of AIRM, with the defaults of the paper's main model, to a Detectron2 config."""
+    add_common_config(cfg)
     # --- Mix Transformer, MODEL.BACKBONE.NAME build_mit_backbone; the defaults are b1's
     cfg.MODEL.MIT = mit = CfgNode()
     mit.EMBED_DIMS = [64, 128, 320, 512]
@@ -87,3 +90,6 @@ def add_airm_config(cfg: CfgNode) -> None:
     refinement.PERTURB_BEFORE_CROP = False
     # Of the coarse masks of test sets that have none
     refinement.SEED = 0
+
+
+register_keys(add_airm_config, "AIRM")

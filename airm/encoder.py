@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .affinity import AttentionAffinity, FeatureAffinity, LogAffinity
-from .mix_transformer import MixTransformer
+from .backbone.mix_transformer import MixTransformer
 
 INPUT_CHANNELS = 4  # red, green, blue, coarse mask
 

@@ -7,15 +7,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 from .affinity import affinity_loss
+from .backbone.weights import adapt_checkpoint
 from .coarse_to_fine import CoarseToFine, Settings
 from .encoder import AffinityEmpoweredEncoder
 from .implicit_mapping import AIRMF, SIRMF
 from .losses import mapping_losses
 from .query import Axis, pixel_centres, query_grid
-from .weights import adapt_checkpoint
 
 
 @META_ARCH_REGISTRY.register()
@@ -100,8 +100,8 @@ class AIRM(nn.Module):
             self.encoder.eval()
         return self
 
-    def adapt_checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Called with what a checkpoint file holds: see :func:`airm.weights.adapt_checkpoint`."""
+    def adapt_checkpoint(self, state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Called with what a checkpoint file holds: see :func:`airm.backbone.weights.adapt_checkpoint`."""
         return adapt_checkpoint(state, self.state_dict())
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:

@@ -20,14 +20,15 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from patchdct.checkpoint_files import by_name, read_torch
-from patchdct.config import get_cfg, load_cfg
-from patchdct.errors import UserError
-from patchdct.inference import load_trained
+from pixelmask.checkpoint.checkpointer import load_trained
+from pixelmask.checkpoint.files import by_name, read_torch
+from pixelmask.config import get_cfg, load_cfg
+from pixelmask.errors import UserError
+from pixelmask.images import ImageLike, to_rgb
 
-from .mask_types import ImageLike, MaskLike, check_size, stack_masks, to_rgb, to_soft
-from .memory import SMALLEST_TILE, limit_memory
 from .meta_arch import AIRM
+from .refine.inputs import MaskLike, check_size, stack_masks, to_soft
+from .refine.memory import SMALLEST_TILE, limit_memory
 
 LARGE = 1_000_000  # pixels from which on progress is worth showing
 
@@ -56,7 +57,7 @@ class Refiner:
             tile_size: side in pixels of the tiles in which large images are encoded, 0 for whole images; by default
                 MODEL.AIRM.TILE_SIZE of the config.
             max_memory: GiB that refining may take beyond what the process (on a GPU: the device) holds before. Tiles
-                become as small as that needs; see :func:`airm.memory.limit_memory`.
+                become as small as that needs; see :func:`airm.refine.memory.limit_memory`.
             min_confidence: the coarse mask is kept where ``|2 p - 1|`` of the refined probability p is below this, in
                 [0, 1]; by default MODEL.AIRM.MIN_CONFIDENCE of the config, 0 if it does not say.
 
@@ -99,9 +100,9 @@ class Refiner:
         """Refine one coarse mask of an image, or several, which share what depends on the image alone.
 
         Args:
-            image: a path, a Pillow image or a uint8 RGB array; see :func:`~airm.mask_types.to_rgb`.
+            image: a path, a Pillow image or a uint8 RGB array; see :func:`~pixelmask.images.to_rgb`.
             mask: a path, a Pillow image or an (H, W) array of the image's size, hard or soft; see
-                :func:`~airm.mask_types.to_soft`. Several as a list of these, or as an (N, H, W) array.
+                :func:`~airm.refine.inputs.to_soft`. Several as a list of these, or as an (N, H, W) array.
             soft: whether to return probabilities.
             return_change: whether to return how far each pixel was moved, too.
             progress: whether to show a progress bar of the tiles, of an image of a megapixel or more.

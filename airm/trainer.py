@@ -6,18 +6,18 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
-from patchdct.errors import UserError
-from patchdct.inference import load_trained
-from patchdct.trainer import Trainer
+from pixelmask.checkpoint.checkpointer import load_trained
+from pixelmask.engine import BaseTrainer
+from pixelmask.errors import UserError
 
 from .data.dataset_mapper import RefinementDatasetMapper
 from .data.datasets import prepare_refinement_datasets
 from .evaluation import RefinementEvaluator
+from .figures.side_by_side import draw_refinement
 from .meta_arch import AIRM
-from .training_pictures import draw_refinement
 
 
-class RefinementTrainer(Trainer):
+class RefinementTrainer(BaseTrainer):
     """Trains AIRM on pairs of image and mask, and evaluates IoU and mBA of coarse and refined masks."""
 
     draw_prediction = staticmethod(draw_refinement)
@@ -40,11 +40,6 @@ class RefinementTrainer(Trainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return RefinementEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name))
-
-
-def trainer_of(cfg: CfgNode) -> type[Trainer]:
-    """Return the trainer of a config's kind of model."""
-    return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
 
 
 def load_encoder(model: AIRM, weights: str) -> None:

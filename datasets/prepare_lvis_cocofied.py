@@ -26,12 +26,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from patchdct.cli import run
 from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
 from patchdct.data.lvis_format import VERSIONS, cocofied_file, lvis_file, read_cocofied, read_lvis
-from patchdct.errors import UserError
 from patchdct.evaluation.lvis_eval import Truth
-from patchdct.files import whole_or_not_at_all
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from pixelmask.files import whole_or_not_at_all
 
 IMAGE_URL = "http://images.cocodataset.org/{split}/{id:012d}.jpg"
 FREQUENCIES = "rcf"  # rare, common, frequent

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from airm.data.datasets import BUILT_IN, CustomSet, make_dicts
 from airm.data.pairs import Pair, Pairing, check_pair
-from patchdct.cli import run
-from patchdct.data.drawn_files import datasets_root
-from patchdct.errors import UserError
+from pixelmask.cli import run
+from pixelmask.data.roots import datasets_root
+from pixelmask.errors import UserError
 
 PAIRS_AT_ONCE = 8
 

@@ -5,12 +5,13 @@ The codec, the patches and the mask branches need torch alone; the rest is there
 
 from importlib.util import find_spec
 
+from pixelmask.errors import UserError
+
+from .baselines import BinaryGridBranch, TwoStageDCTBranch
 from .dct import DCTMaskCodec, dct_matrix, zigzag_order
-from .errors import UserError
 from .mask_branch import DCTMaskBranch, RefinementBranch
 from .patch_branch import PatchDCTBranch, PatchPrediction
 from .patches import PatchLabel, assemble_patches, classify_patches, split_into_patches
-from .unpatched_branch import BinaryGridBranch, TwoStageDCTBranch
 
 __all__ = [
     "BinaryGridBranch",
@@ -30,13 +31,15 @@ __all__ = [
 ]
 
 if find_spec("detectron2") is not None:
-    from .backbone import build_narrow_resnet_fpn_backbone
-    from .config import add_dctmask_config, add_patchdct_config, get_cfg
+    from .backbone.narrow_resnet import build_narrow_resnet_fpn_backbone
+    from .backbone.swin import SwinTransformer, build_swin_fpn_backbone
+    from .baselines import MaskRCNNBinaryGridHead, MaskRCNNTwoStageDCTHead
+    from .config import add_dctmask_config, add_patchdct_config
     from .mask_head import MaskRCNNDCTHead, MaskRCNNPatchDCTHead
+    from .predictor import Predictor
     from .refinement_head import RefinementHead
     from .roi_heads import PatchDCTROIHeads
-    from .swin import SwinTransformer, build_swin_fpn_backbone
-    from .unpatched_head import MaskRCNNBinaryGridHead, MaskRCNNTwoStageDCTHead
+    from .trainer import Trainer
 
     __all__ += [
         "MaskRCNNBinaryGridHead",
@@ -44,11 +47,12 @@ if find_spec("detectron2") is not None:
         "MaskRCNNPatchDCTHead",
         "MaskRCNNTwoStageDCTHead",
         "PatchDCTROIHeads",
+        "Predictor",
         "RefinementHead",
         "SwinTransformer",
+        "Trainer",
         "add_dctmask_config",
         "add_patchdct_config",
         "build_narrow_resnet_fpn_backbone",
         "build_swin_fpn_backbone",
-        "get_cfg",
     ]

@@ -1,20 +1,13 @@
-"""The config keys of this package, and the one function that makes a config with all of them."""
+"""The config keys of PatchDCT, DCT-Mask and Swin Transformers."""
 
-import difflib
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-
-import torch
-import yaml
 from detectron2.config import CfgNode
-from detectron2.config import get_cfg as get_detectron2_cfg
 
-from .errors import UserError
+from pixelmask.config import add_common_config, register_keys
 
 
 def add_patchdct_config(cfg: CfgNode) -> None:
     """Add the keys of PatchDCT and DCT-Mask, with their defaults, to a Detectron2 config."""
+    add_common_config(cfg)
     head = cfg.MODEL.ROI_MASK_HEAD
     # Feature maps that the 14 x 14 RoI feature of PatchDCT's first stage is pooled from
     head.IN_FEATURES = ["p2", "p3", "p4", "p5"]
@@ -48,12 +41,6 @@ def add_patchdct_config(cfg: CfgNode) -> None:
     head.MASK_LOSS_PARA_EACH_STAGE = [1.0, 1.0]
     # Accepted for the published configs' sake; True is refused
     head.EVAL_GT = False
-    # "SGD", "ADAM" or "ADAMW"; "" is ADAMW for a Swin backbone, as the published configs take for granted, else SGD
-    cfg.SOLVER.OPTIMIZER = ""
-    # What SOLVER.AMP.ENABLED trains in: "float16", which needs CUDA, or "bfloat16"
-    cfg.SOLVER.AMP.DTYPE = "float16"
-    # Data sets in COCO format to register: [name, JSON file, image folder] each
-    cfg.DATASETS.COCO_FORMAT = []
     _add_swin_config(cfg)
 
 
@@ -83,62 +70,4 @@ def add_dctmask_config(cfg: CfgNode) -> None:
     add_patchdct_config(cfg)
 
 
-def get_cfg() -> CfgNode:
-    """Return Detectron2's default config with the keys of this project; what every tool and test starts from."""
-    from airm.config import add_airm_config  # airm is built on this package
-
-    cfg = get_detectron2_cfg()
-    add_patchdct_config(cfg)
-    add_airm_config(cfg)
-    return cfg
-
-
-def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence[Sequence[str]] = ()) -> CfgNode:
-    """Return the frozen config that a config file and command-line overrides make.
-
-    Args:
-        config_file: a YAML file, or "" for the defaults.
-        opts: ``KEY VALUE`` pairs.
-        datasets: [name, JSON file, image folder] triples to add to ``DATASETS.COCO_FORMAT``.
-
-    Raises:
-        UserError: if the file is missing or no YAML, or a key or value does not fit. A config that asks for CUDA on a
-            machine without it is not an error: the model goes to the CPU, with a warning.
-    """
-    cfg = get_cfg()
-    source = config_file or "the command line"
-    try:
-        if config_file:
-            if not Path(config_file).is_file():
-                raise UserError(f"no config file {config_file}; those of this project are in configs/")
-            cfg.merge_from_file(config_file, allow_unsafe=False)
-        source = "the command line"
-        opts = list(opts)
-        if len(opts) % 2:
-            raise UserError(f"overrides come as KEY VALUE pairs; {opts[-1]!r} has no value")
-        cfg.merge_from_list(opts)
-        cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *map(list, datasets)]
-    except UserError:
-        raise
-    except (KeyError, AssertionError, ValueError, yaml.YAMLError, OSError) as e:
-        # yacs says "Non-existent config key: ..." of a file's keys, "Non-existent key: ..." of the command line's
-        unknown = str(e).strip("'\"").startswith("Non-existent")
-        raise UserError(f"{source}: {_unknown_key_message(cfg, str(e)) if unknown else e}") from None
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("No CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
-
-
-def _unknown_key_message(cfg: CfgNode, message: str) -> str:
-    key = message.rpartition(" ")[2].strip("'\"")
-    close = difflib.get_close_matches(key, _all_keys(cfg), n=3)
-    return f"unknown config key {key}" + (f"; did you mean {' or '.join(close)}?" if close else "")
-
-
-def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, value in node.items():
-        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
-    return keys
+register_keys(add_patchdct_config)

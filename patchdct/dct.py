@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import UserError
+from pixelmask.errors import UserError
 
 
 def dct_matrix(size: int, num_frequencies: int | None = None) -> Tensor:

@@ -6,7 +6,7 @@ All of them are zero with gradients intact, never NaN, where there is nothing to
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import UserError
+from pixelmask.errors import UserError
 
 REGRESSION_LOSSES = {"l1": F.l1_loss, "sl1": F.smooth_l1_loss, "l2": F.mse_loss}
 

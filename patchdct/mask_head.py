@@ -8,7 +8,8 @@ from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor
 
-from .errors import UserError
+from pixelmask.errors import UserError
+
 from .losses import check_loss_type, patch_classification_loss, patch_vector_loss, vector_loss_sum
 from .mask_branch import DCTMaskBranch
 from .patch_branch import PatchDCTBranch, PatchPrediction

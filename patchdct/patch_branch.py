@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pixelmask.errors import UserError
+
 from .dct import DCTMaskCodec
-from .errors import UserError
 from .mask_branch import Downsample, RefinementBranch, predict_class
 from .patches import PatchLabel, assemble_patches, fill_uniform_patches, split_into_patches
 

@@ -11,7 +11,8 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from .errors import UserError
+from pixelmask.errors import UserError
+
 from .losses import check_loss_type, vector_loss
 from .mask_branch import RefinementBranch
 from .targets import rasterize_masks

@@ -8,8 +8,9 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from patchdct import MaskRCNNPatchDCTHead, UserError
-from patchdct.config import load_cfg
+from patchdct import MaskRCNNPatchDCTHead
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 RESULTS = [p for p in CONFIGS if not p.name.startswith("Base")]

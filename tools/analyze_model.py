@@ -28,10 +28,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from airm.analysis import num_parameters, pass_cost
-from patchdct.analysis import mask_branch_cost
-from patchdct.cli import add_import, import_code, positive, run
-from patchdct.config import load_cfg
+from airm.cost import num_parameters, pass_cost
+from patchdct.mask_network import mask_branch_cost
+from pixelmask.cli import add_import, import_code, positive, run
+from pixelmask.config import load_cfg
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIGS = [

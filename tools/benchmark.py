@@ -42,10 +42,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from patchdct.benchmark import PARTS, Settings, measure, parts_of
-from patchdct.cli import add_import, import_code, positive, run
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
+from measuring import PARTS, Settings, measure, parts_of
+from pixelmask.cli import add_import, import_code, positive, run
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
 from reproduction.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[1]

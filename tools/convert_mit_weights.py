@@ -18,12 +18,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from airm.mix_transformer import MixTransformer
-from airm.weights import RGB, VARIANTS, ConversionReport, Variant, fit, read_mix_transformer, unwrap
-from patchdct.checkpoint_files import by_name, check_tensors, read_torch
-from patchdct.cli import run
-from patchdct.errors import UserError
-from patchdct.files import whole_or_not_at_all
+from airm.backbone.mix_transformer import MixTransformer
+from airm.backbone.weights import RGB, VARIANTS, ConversionReport, Variant, fit, read_mix_transformer, unwrap
+from pixelmask.checkpoint.files import by_name, check_tensors, read_torch
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from pixelmask.files import whole_or_not_at_all
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from patchdct.checkpoint_files import by_name, check_tensors, read_torch
-from patchdct.cli import run
-from patchdct.errors import UserError
-from patchdct.files import whole_or_not_at_all
-from patchdct.swin import SwinTransformer
-from patchdct.swin_weights import PREFIX, VARIANTS, ConversionReport, Variant, fit, read_swin
+from patchdct.backbone.swin import SwinTransformer
+from patchdct.backbone.swin_weights import PREFIX, VARIANTS, ConversionReport, Variant, fit, read_swin
+from pixelmask.checkpoint.files import by_name, check_tensors, read_torch
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from pixelmask.files import whole_or_not_at_all
 
 
 def read(path: Path) -> dict[str, Any]:

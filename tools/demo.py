@@ -26,13 +26,15 @@ from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
-from patchdct.categories import find_categories
-from patchdct.cli import add_import, import_code, run
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
-from patchdct.inference import Predictor, read_picture
-from patchdct.video import VideoReader, VideoWriter
-from patchdct.visualization import compare_panels, draw_masks
+from patchdct.data.categories import find_categories
+from patchdct.figures.panels import compare_panels
+from patchdct.predictor import Predictor
+from pixelmask.cli import add_import, import_code, run
+from pixelmask.config import load_cfg
+from pixelmask.drawing import draw_masks
+from pixelmask.errors import UserError
+from pixelmask.images import read_picture
+from pixelmask.video import VideoReader, VideoWriter
 
 JPEG_SUFFIXES = {".jpg", ".jpeg"}
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {".bmp", ".gif", ".jp2", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}

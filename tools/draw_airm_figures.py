@@ -47,9 +47,9 @@ from airm.figures.drawing import (
     thumbnail,
 )
 from airm.figures.inputs import LARGEST_SIDE, MAX_SIDE
-from patchdct.cli import run
-from patchdct.errors import UserError
 from patchdct.figures.drawing import save
+from pixelmask.cli import run
+from pixelmask.errors import UserError
 
 
 def kernel_sizes(args: argparse.Namespace) -> tuple[Figure, Any]:

@@ -23,9 +23,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from airm import Refiner
-from airm.instances import InstanceRefiner
-from patchdct.cli import positive, run
-from patchdct.config import load_cfg
+from airm.instances.crops import InstanceRefiner
 from patchdct.figures import (
     TrueObjects,
     count_patches,
@@ -39,8 +37,10 @@ from patchdct.figures import (
     stage_columns,
 )
 from patchdct.figures.drawing import Panel, check_suffix, draw_panels, draw_representation, save, tint_grid
-from patchdct.inference import Predictor
 from patchdct.patches import PatchLabel, classify_patches, split_into_patches
+from patchdct.predictor import Predictor
+from pixelmask.cli import positive, run
+from pixelmask.config import load_cfg
 
 ONE_LARGE, MANY_SMALL = "shapes_val_1_1024px", "shapes_val_100"
 PATCH_SIZES = (4, 8, 16)  # Table 11

@@ -21,20 +21,13 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from airm.export import RefinementStep, check_refiner, export_refiner
-from patchdct.cli import add_import, import_code, positive, run
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
-from patchdct.export import (
-    TOLERANCE,
-    ExportedFile,
-    MaskBranch,
-    check_mask_branch,
-    check_output,
-    export_mask_branch,
-    need,
-)
-from patchdct.inference import load_trained
+from airm.exported import RefinementStep, check_refiner, export_refiner
+from patchdct.mask_network import MaskBranch, check_mask_branch, export_mask_branch
+from pixelmask.checkpoint.checkpointer import load_trained
+from pixelmask.cli import add_import, import_code, positive, run
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
+from pixelmask.export import TOLERANCE, ExportedFile, check_output, need
 
 MASK_BRANCH, REFINER, DETECTOR = "mask-branch", "refiner", "detector"
 DEPLOYMENT = "https://detectron2.readthedocs.io/en/latest/tutorials/deployment.html"

@@ -39,17 +39,18 @@ from rich.table import Table
 from tqdm import tqdm
 
 from airm import Refiner
-from airm.evaluation.instances import Truth, compare_instances
-from airm.instance_files import InstanceImage
-from airm.instance_pictures import draw_overlays
-from airm.instance_progress import Progress, in_order
-from airm.instance_work import Work
-from airm.instances import InstanceRefiner
-from patchdct.categories import find_categories
-from patchdct.cli import add_import, import_code, run
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
-from patchdct.inference import Predictor, read_picture
+from airm.instances.crops import InstanceRefiner
+from airm.instances.evaluation import Truth, compare_instances
+from airm.instances.files import InstanceImage
+from airm.instances.pictures import draw_overlays
+from airm.instances.progress import Progress, in_order
+from airm.instances.work import Work
+from patchdct.data.categories import find_categories
+from patchdct.predictor import Predictor
+from pixelmask.cli import add_import, import_code, run
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
+from pixelmask.images import read_picture
 
 DEFAULT_CONFIG = "configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"
 OUTPUTS = ("progress.jsonl", "refined.json", "coarse.json", "images.json", "evaluation.json", "overlays")
@@ -70,11 +71,11 @@ class Detector:
     def __init__(self, config_file: str, weights: str | None, opts: Sequence[str], truth: Truth | None):
         """
         Args:
-            config_file, weights, opts: of the model, see :func:`~patchdct.config.load_cfg`.
+            config_file, weights, opts: of the model, see :func:`~pixelmask.config.load_cfg`.
             truth: its categories are the model's classes, in the order of their ids.
 
         Raises:
-            UserError: as :class:`~patchdct.inference.Predictor`, or if the model has another number of classes.
+            UserError: as :class:`~patchdct.predictor.Predictor`, or if the model has another number of classes.
         """
         cfg = load_cfg(config_file, [*opts, "MODEL.WEIGHTS", weights] if weights else opts)
         self.predictor = Predictor(cfg)

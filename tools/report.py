@@ -17,8 +17,8 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from patchdct.cli import add_import, import_code, positive, run
-from patchdct.errors import UserError
+from pixelmask.cli import add_import, import_code, positive, run
+from pixelmask.errors import UserError
 from reporting import write_report
 
 

@@ -23,8 +23,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from patchdct.cli import positive, run
-from patchdct.errors import UserError
+from pixelmask.cli import positive, run
+from pixelmask.errors import UserError
 from reproduction import quick
 from reproduction.report import FORMATS, render
 from reproduction.results import overview, results_of
@@ -63,7 +63,7 @@ def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> Non
     if hours:
         console.print(
             f"{len(hours)} trainings, {sum(hours.values()):,.0f} GPU hours if nothing is there yet: an estimate from "
-            "published speeds on V100, see reproduction/tables.yaml"
+            "published speeds on V100, see tools/reproduction/tables.yaml"
         )
     if not args.tables:
         for figure, command in tables.figures.items():

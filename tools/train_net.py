@@ -20,13 +20,19 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from airm.trainer import trainer_of
-from patchdct.checkpoint import SafeCheckpointer
-from patchdct.cli import add_import, import_code, run
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
-from patchdct.inference import load_trained
-from patchdct.launch import launch
+from airm.trainer import RefinementTrainer
+from patchdct.trainer import Trainer
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer, load_trained
+from pixelmask.cli import add_import, import_code, run
+from pixelmask.config import load_cfg
+from pixelmask.engine import BaseTrainer
+from pixelmask.engine.launch import launch
+from pixelmask.errors import UserError
+
+
+def trainer_of(cfg: CfgNode) -> type[BaseTrainer]:
+    """Return the trainer of a config's kind of model."""
+    return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -34,7 +40,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     import_code(args.imports)
     cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
     default_setup(cfg, args)
-    for package in ("patchdct", "airm"):
+    for package in ("pixelmask", "patchdct", "airm"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
     trainer_of(cfg).prepare_datasets(cfg, train=not args.eval_only)
     return cfg

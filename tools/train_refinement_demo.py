@@ -20,8 +20,8 @@ from airm import Refiner
 from airm.data.synthetic import draw_pair
 from airm.data.synthetic_dataset import coarse_mask
 from airm.evaluation import intersection_and_union, mean_boundary_accuracy
-from airm.pictures import side_by_side
-from patchdct.cli import run
+from airm.figures.side_by_side import side_by_side
+from pixelmask.cli import run
 from reporting import write_report
 
 CONFIG = Path("configs/airm/small/airm_synthetic.yaml")

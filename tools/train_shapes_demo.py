@@ -19,11 +19,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances
 from tqdm import tqdm
 
-from patchdct.cli import run
-from patchdct.config import load_cfg
 from patchdct.data.prepare import prepare_datasets
-from patchdct.inference import Predictor, read_picture
-from patchdct.visualization import compare_panels
+from patchdct.figures.panels import compare_panels
+from patchdct.predictor import Predictor
+from pixelmask.cli import run
+from pixelmask.config import load_cfg
+from pixelmask.images import read_picture
 from reporting import write_report
 
 CONFIG = Path("configs/patchdct/shapes/patchdct_shapes.yaml")
@@ -82,7 +83,7 @@ To try next:
   {sys.executable} tools/train_net.py --config-file {CONFIG} --eval-only MODEL.WEIGHTS {weights}
   {sys.executable} tools/demo.py --config-file {CONFIG} --weights {weights} --input YOUR_IMAGE.jpg --output output/masks
   {sys.executable} tools/train_net.py --config-file configs/patchdct/shapes/dct_mask_shapes.yaml
-  {sys.executable} -m patchdct.doctor"""
+  {sys.executable} -m pixelmask.doctor"""
     )
 
 

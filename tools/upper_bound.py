@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from patchdct.cli import run
-from patchdct.errors import UserError
-from patchdct.patch_histograms import PatchHistograms
-from patchdct.upper_bound import boxes_of, cut_out, objects_of, upper_bounds
+from patchdct.evaluation.upper_bound import boxes_of, cut_out, objects_of, upper_bounds
+from patchdct.figures.patch_histograms import PatchHistograms
+from pixelmask.cli import run
+from pixelmask.errors import UserError
 
 
 def load_truth(path: str) -> tuple[str, list[dict[str, Any]]]:

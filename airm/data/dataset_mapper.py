@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 
-from patchdct.errors import UserError
-from patchdct.inference import read_picture
+from pixelmask.errors import UserError
+from pixelmask.images import read_mask, read_picture, read_soft_mask
 
-from .images import read_mask, read_soft_mask
 from .perturbation import perturb_mask
 
 CROP_ATTEMPTS = 10

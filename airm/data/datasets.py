@@ -17,8 +17,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from patchdct.data.drawn_files import datasets_root
-from patchdct.errors import UserError
+from pixelmask.data.roots import datasets_root
+from pixelmask.errors import UserError
 
 from .pairs import Pairing, find_pairs, pair_big, pair_folders
 

@@ -14,10 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from patchdct.errors import UserError
-from patchdct.inference import read_picture
-
-from .images import read_soft_mask
+from pixelmask.errors import UserError
+from pixelmask.images import read_picture, read_soft_mask
 
 # Where two files of a folder have the same name, the one whose extension comes first is taken
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

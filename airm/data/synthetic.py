@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from patchdct.data.shapes import Outline, Window, fractal_noise, rasterise
+from pixelmask.data.outlines import Outline, Window, fractal_noise, rasterise
 
 from .synthetic_outlines import draw_object, draw_wire
 

@@ -22,8 +22,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from patchdct.data.drawn_files import check_version, datasets_root, make_folder, write_jpeg
-from patchdct.errors import UserError
+from pixelmask.data.roots import DrawnSet, check_version, datasets_root, make_folder, write_jpeg
+from pixelmask.errors import UserError
 
 from .datasets import make_dicts
 from .pairs import find_pairs
@@ -129,7 +129,7 @@ def _write(spec: SyntheticSpec, folder: Path) -> None:
 def make_synthetic(name: str, folder: Path | None = None) -> Path:
     """Return the folder of a data set, drawing it first where it is missing.
 
-    Processes may ask at once, and be interrupted (see :func:`~patchdct.data.drawn_files.make_folder`).
+    Processes may ask at once, and be interrupted (see :func:`~pixelmask.data.roots.make_folder`).
 
     Args:
         name: see :func:`parse_synthetic_name`.
@@ -160,5 +160,5 @@ def register_synthetic(name: str) -> None:
     folder = parse_synthetic_name(name).folder
     if name in DatasetCatalog.list():
         return
-    DatasetCatalog.register(name, lambda: _load(name, folder))
+    DatasetCatalog.register(name, DrawnSet(name, folder, _load))
     MetadataCatalog.get(name).set(evaluator_type="refinement")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from patchdct.data.shapes import Outline, bend, circle, polar, stroke, subdivide
+from pixelmask.data.outlines import Outline, bend, circle, polar, stroke, subdivide
 
 Pen = tuple[float, float]
 

@@ -15,9 +15,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
+from pixelmask.rle import encode
 
-from ..rle import encode
 from .metrics import binarize, intersection_and_union, mean_boundary_accuracies
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 
-from patchdct.visualization import draw_masks, instance_colour
+from pixelmask.drawing import draw_masks, instance_colour
 
-from ..pictures import MASK
 from .maps import PositionMaps
 from .runs import ONE_AIRMF, ONE_SIRMF, SIRMF_EACH
+from .side_by_side import MASK
 from .steps import Box, Step
 
 COLOURS = {"SIRMF": "tab:blue", "AIRMF": "tab:red"}

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 from ..data.dataset_mapper import RefinementDatasetMapper
 from ..data.datasets import CustomSet

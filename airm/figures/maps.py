@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
+from ..backbone.mix_transformer import MixTransformer
 from ..meta_arch import AIRM
-from ..mix_transformer import MixTransformer
 from .inputs import MAX_SIDE, encoder_input
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 from ..implicit_mapping import AIRMF
 from ..meta_arch import AIRM

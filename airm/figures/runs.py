@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
 
-from ..plain_cnn import receptive_field
+from ..backbone.plain_cnn import receptive_field
 
 ONE_SIRMF, SIRMF_EACH, ONE_AIRMF = "one_sirmf", "sirmf_each", "airmf"
 

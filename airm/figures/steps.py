@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchdct.errors import UserError
+from pixelmask.drawing import find_largest_change
+from pixelmask.errors import UserError
 
 from ..coarse_to_fine import CoarseToFine
 from ..evaluation import intersection_and_union, mean_boundary_accuracy
 from ..meta_arch import AIRM
-from ..pictures import find_largest_change
 from ..tiling import GridAxis, Span, split_axis
 
 ZOOM_SHARE = 10  # an enlarged part is this share of the image's sides

@@ -28,9 +28,9 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import whole_or_not_at_all
-from .drawn_files import datasets_root
+from pixelmask.data.roots import datasets_root
+from pixelmask.errors import UserError
+from pixelmask.files import whole_or_not_at_all
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .drawn_files import datasets_root
+from pixelmask.data.roots import datasets_root
+from pixelmask.errors import UserError
+
 from .lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
 
 VERSIONS = ("v0.5", "v1")

@@ -2,8 +2,9 @@
 
 from detectron2.config import CfgNode
 
+from pixelmask.data.coco_format import check_datasets
+
 from .cityscapes import check_cityscapes, is_cityscapes_name, register_cityscapes
-from .coco_format import check_datasets
 from .shapes_dataset import is_shapes_name, register_shapes
 
 
@@ -15,7 +16,7 @@ def prepare_datasets(cfg: CfgNode, train: bool = True) -> None:
         train: check DATASETS.TRAIN as well as DATASETS.TEST.
 
     Raises:
-        UserError: see :func:`~patchdct.data.coco_format.check_datasets` and :func:`~.cityscapes.check_cityscapes`.
+        UserError: see :func:`~pixelmask.data.coco_format.check_datasets` and :func:`~.cityscapes.check_cityscapes`.
     """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if is_shapes_name(name):

@@ -23,8 +23,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from tqdm import tqdm
 
-from ..errors import UserError
-from .drawn_files import check_version, datasets_root, make_folder, write_jpeg
+from pixelmask.data.roots import DrawnSet, check_version, datasets_root, make_folder, write_jpeg
+from pixelmask.errors import UserError
+
 from .shapes import DRAWING_VERSION, SHAPES_CLASSES, draw_scene
 
 __all__ = ["SHAPES_CLASSES", "ShapesSpec", "make_shapes", "parse_shapes_name", "register_shapes"]
@@ -105,7 +106,7 @@ def _write(spec: ShapesSpec, folder: Path) -> None:
 def make_shapes(name: str, folder: Path | None = None) -> Path:
     """Return the folder of a data set, drawing it first where it is missing.
 
-    Processes may ask at once, and be interrupted (see :func:`~patchdct.data.drawn_files.make_folder`).
+    Processes may ask at once, and be interrupted (see :func:`~pixelmask.data.roots.make_folder`).
 
     Args:
         name: see :func:`parse_shapes_name`.
@@ -140,7 +141,7 @@ def register_shapes(name: str) -> None:
     folder = parse_shapes_name(name).folder
     if name in DatasetCatalog.list():
         return
-    DatasetCatalog.register(name, lambda: _load(name, folder))
+    DatasetCatalog.register(name, DrawnSet(name, folder, _load))
     MetadataCatalog.get(name).set(
         json_file=str(folder / "annotations.json"),
         image_root=str(folder / "images"),
@@ -159,6 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from ..cli import run
+    from pixelmask.cli import run
 
     run(main)

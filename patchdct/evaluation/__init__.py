@@ -1,15 +1,6 @@
-"""Box AP, mask AP and Boundary AP of instance segmentation results."""
+"""Evaluation on Cityscapes and by LVIS's protocol."""
 
-from .boundary import boundary_iou, mask_to_boundary
 from .cityscapes import CityscapesInstanceEvaluator
-from .coco import COCOInstanceEvaluator
 from .lvis import COCOWithLVISEvaluator, LVISInstanceEvaluator
 
-__all__ = [
-    "COCOInstanceEvaluator",
-    "COCOWithLVISEvaluator",
-    "CityscapesInstanceEvaluator",
-    "LVISInstanceEvaluator",
-    "boundary_iou",
-    "mask_to_boundary",
-]
+__all__ = ["COCOWithLVISEvaluator", "CityscapesInstanceEvaluator", "LVISInstanceEvaluator"]

@@ -20,8 +20,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from pixelmask.errors import UserError
+
 from ..data.cityscapes import annotation_file, read_instance_ids
-from ..errors import UserError
 from .cityscapes_matching import GroundTruth, Matches, boundaries_above
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .boundary import boundary_width, subtract_erosion
+from pixelmask.evaluation.boundary import boundary_width, subtract_erosion
 
 Instance = dict[str, Any]
 Matches = dict[str, dict[str, dict[str, list[Instance]]]]

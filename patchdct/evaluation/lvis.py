@@ -13,9 +13,10 @@ from typing import Any
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.logger import create_small_table
 
+from pixelmask.errors import UserError
+from pixelmask.evaluation.coco import TASKS, COCOInstanceEvaluator
+
 from ..data.lvis_format import COMMAND, VERSIONS, cocofied_file, lvis_file, read_cocofied, read_lvis
-from ..errors import UserError
-from .coco import TASKS, COCOInstanceEvaluator
 
 logger = logging.getLogger(__name__)
 

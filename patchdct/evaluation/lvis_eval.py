@@ -17,9 +17,10 @@ import numpy as np
 from lvis import LVIS, LVISEval
 from pycocotools import mask as mask_util
 
+from pixelmask.errors import UserError
+from pixelmask.evaluation.boundary import rle_to_boundary
+
 from ..data.lvis_format import read_lvis
-from ..errors import UserError
-from .boundary import rle_to_boundary
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 # It warns of every list of results that it is given

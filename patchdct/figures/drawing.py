@@ -11,12 +11,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from pixelmask.drawing import Colour, draw_masks
+from pixelmask.errors import UserError
+from pixelmask.files import whole_or_not_at_all
+
 from ..dct import zigzag_order
-from ..errors import UserError
-from ..files import whole_or_not_at_all
-from ..patch_histograms import ROWS as LABEL_COLOURS
-from ..visualization import Colour, draw_masks
 from .objects import Window
+from .patch_histograms import ROWS as LABEL_COLOURS
 from .representation import PATCH_DIMS, PATCH_SIZE, Reconstruction
 
 DPI = 150

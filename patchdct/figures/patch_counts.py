@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..evaluation.upper_bound import boxes_of, cut_out, objects_of
 from ..patches import PatchLabel, classify_patches, split_into_patches
-from ..upper_bound import boxes_of, cut_out, objects_of
 
 
 def count_patches(records: Iterable[dict[str, Any]], patch_sizes: Sequence[int]) -> tuple[int, dict[int, Tensor]]:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from pixelmask.evaluation.boundary import boundary_iou
+
 from ..dct import DCTMaskCodec
-from ..evaluation.boundary import boundary_iou
+from ..evaluation.upper_bound import reconstruct
 from ..patches import PatchLabel, classify_patches, split_into_patches
-from ..upper_bound import reconstruct
 
 PATCH_SIZE = 8
 WHOLE_DIMS = (10, 50, 100, 300)
@@ -31,7 +32,7 @@ class Reconstruction(NamedTuple):
     """(M, M) boolean, cut at 0.5."""
     iou: float
     boundary_iou: float
-    """As Boundary AP has it, with the mask as the image: see :func:`~patchdct.evaluation.boundary.boundary_iou`."""
+    """As Boundary AP has it, with the mask as the image: see :func:`~pixelmask.evaluation.boundary.boundary_iou`."""
 
 
 def reconstructions(mask: Tensor) -> list[list[Reconstruction]]:

@@ -10,9 +10,11 @@ import numpy as np
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Instances
 
-from ..visualization import instance_colour, tint_patch_labels
+from pixelmask.drawing import instance_colour
+
 from .drawing import Panel, draw_part, to_grey
 from .objects import TrueObjects, Window
+from .panels import tint_patch_labels
 from .representation import mask_iou
 
 

@@ -8,9 +8,9 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch.utils.flop_counter import FlopCounterMode
 
-from airm.analysis import DrawnMaskPass, draw_mask, num_parameters, pass_cost
-from patchdct.config import load_cfg
-from tests.testing import tiny_airm_cfg
+from airm.cost import DrawnMaskPass, draw_mask, num_parameters, pass_cost
+from pixelmask.config import load_cfg
+from tests.support.models import tiny_airm_cfg
 
 
 def tiny_model(**airm):

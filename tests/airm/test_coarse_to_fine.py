@@ -10,7 +10,7 @@ from airm.coarse_to_fine import CoarseToFine, Settings
 from airm.meta_arch import AIRM
 from airm.query import Axis, query_grid
 from airm.tiling import grid_axis
-from tests.testing import disc, tiny_airm_cfg
+from tests.support.models import disc, tiny_airm_cfg
 
 
 def make_model(**airm) -> AIRM:

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from airm.data import datasets
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 COUNTS = {"msra10k": 10_000, "duts_tr": 10_553, "duts_te": 5_019, "ecssd": 1_000, "fss1000": 10_000}
 

@@ -8,11 +8,12 @@ from detectron2.modeling import build_model
 
 from airm import Refiner
 from airm.coarse_to_fine import CoarseToFine, Settings
-from airm.export import ExportedRefiner, RefinementStep, check_refiner, export_refiner
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
-from patchdct.export import TOLERANCE, ExportedFile, MaskBranch, export_mask_branch
-from tests.testing import disc, tiny_airm_cfg, tiny_cfg
+from airm.exported import ExportedRefiner, RefinementStep, check_refiner, export_refiner
+from patchdct.mask_network import MaskBranch, export_mask_branch
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
+from pixelmask.export import TOLERANCE, ExportedFile
+from tests.support.models import disc, tiny_airm_cfg, tiny_cfg
 
 SEVERAL_RATIOS = {"RATIOS": [0.25, 0.5, 1.0], "MIN_SIZE_TEST": 32, "PADDING": 16, "TILE_HALO": 0}
 

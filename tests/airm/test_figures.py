@@ -22,9 +22,9 @@ from airm.figures import (
 )
 from airm.figures.inputs import encoder_input
 from airm.figures.runs import distinct_parts
-from patchdct.config import get_cfg
-from patchdct.errors import UserError
-from tests.testing import tiny_airm_cfg
+from pixelmask.config import get_cfg
+from pixelmask.errors import UserError
+from tests.support.models import tiny_airm_cfg
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from airm.instance_files import (
+from airm.instances.files import (
     InstanceImage,
     find_images,
     images_of_annotations,
@@ -17,10 +17,10 @@ from airm.instance_files import (
     read_png_folder,
     read_results,
 )
-from airm.instance_progress import Progress, in_order
-from airm.rle import decode, encode, read_runs, to_rle
-from patchdct.errors import UserError
-from tests.testing import disc
+from airm.instances.progress import Progress, in_order
+from pixelmask.errors import UserError
+from pixelmask.rle import decode, encode, read_runs, to_rle
+from tests.support.models import disc
 
 H, W = 40, 52
 DISC = disc(H, W, (25, 18), 11).numpy()

@@ -14,13 +14,13 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from airm.evaluation.instances import Truth, check_results, check_truth, compare_instances
 from airm.evaluation.metrics import mean_boundary_accuracy
-from airm.instances import InstanceRefiner, RefinedPredictor, find_window, refine_batch
+from airm.instances.crops import InstanceRefiner, RefinedPredictor, find_window, refine_batch
+from airm.instances.evaluation import Truth, check_results, check_truth, compare_instances
 from airm.refiner import Refiner
-from airm.rle import decode, encode
-from patchdct.errors import UserError
-from tests.testing import disc, tiny_airm_cfg
+from pixelmask.errors import UserError
+from pixelmask.rle import decode, encode
+from tests.support.models import disc, tiny_airm_cfg
 
 H, W = 150, 180
 IMAGE = np.random.default_rng(0).integers(0, 255, (H, W, 3), np.uint8)

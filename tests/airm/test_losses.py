@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 
 from airm.losses import gradient_magnitude, mapping_losses
-from tests.testing import disc
+from tests.support.models import disc
 
 
 def test_undecided_prediction_by_hand():

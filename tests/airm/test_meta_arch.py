@@ -6,9 +6,9 @@ from airm.coarse_to_fine import Settings
 from airm.losses import mapping_losses
 from airm.meta_arch import AIRM
 from airm.query import Axis, pixel_centres, query_grid
-from patchdct.config import get_cfg, load_cfg
-from patchdct.errors import UserError
-from tests.testing import disc, tiny_airm_cfg
+from pixelmask.config import get_cfg, load_cfg
+from pixelmask.errors import UserError
+from tests.support.models import disc, tiny_airm_cfg
 
 PARTS = {"loss_l1", "loss_l2", "loss_ce", "loss_gradient", "loss_affinity"}
 

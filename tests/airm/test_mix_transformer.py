@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from airm.mix_transformer import Block, EfficientSelfAttention, MixTransformer
+from airm.backbone.mix_transformer import Block, EfficientSelfAttention, MixTransformer
 
 B0_DIMS = (32, 64, 160, 256)
 B1_DIMS = (64, 128, 320, 512)

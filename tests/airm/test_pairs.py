@@ -8,7 +8,7 @@ from PIL import Image
 
 from airm.data import pairs
 from airm.data.pairs import Pair, check_pair, find_pairs, pair_big, pair_folders
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 
 def put(folder: Path, *names: str) -> Path:

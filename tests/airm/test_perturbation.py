@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from airm.data.perturbation import perturb_mask
-from tests.testing import disc
+from tests.support.models import disc
 
 
 def iou(a, b):

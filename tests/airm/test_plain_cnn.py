@@ -6,12 +6,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from airm.plain_cnn import PlainCNN, receptive_field
+from airm.backbone.plain_cnn import PlainCNN, receptive_field
 from airm.trainer import load_encoder
-from patchdct.checkpoint import SafeCheckpointer
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
-from tests.testing import tiny_airm_cfg
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
+from tests.support.models import tiny_airm_cfg
 
 
 def plain_airm(kernel_size: int = 3, **airm):

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from airm.data.datasets import BuiltInSet, CustomSet
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 SCRIPT = "datasets/prepare_refinement.py"
 needs_real_data = pytest.mark.skipif(

@@ -8,13 +8,14 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from airm.pictures import ADDED, REMOVED, find_largest_change, side_by_side
-from airm.refine import argument_parser, main
-from airm.refine_files import match_files
+from airm.figures.side_by_side import ADDED, REMOVED, side_by_side
+from airm.refine.__main__ import argument_parser, main
+from airm.refine.files import match_files
 from airm.refiner import Refiner
-from patchdct.cli import run
-from patchdct.errors import UserError
-from tests.testing import disc, tiny_airm_cfg
+from pixelmask.cli import run
+from pixelmask.drawing import find_largest_change
+from pixelmask.errors import UserError
+from tests.support.models import disc, tiny_airm_cfg
 
 HEIGHT, WIDTH = 44, 56
 

@@ -11,7 +11,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 
 from airm.evaluation import RefinementEvaluator
-from patchdct import UserError
+from pixelmask.errors import UserError
 
 
 def square(size: int, left: int, side: int, top: int = 10) -> torch.Tensor:

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from airm.data.dataset_mapper import RefinementDatasetMapper, adjust_color, random_crop
 from airm.data.perturbation import perturb_mask
-from patchdct.errors import UserError
-from tests.testing import disc
+from pixelmask.errors import UserError
+from tests.support.models import disc
 
 PLAIN = {"flip_prob": 0.0, "color_jitter": (0, 0, 0, 0), "grayscale_prob": 0.0}
 

@@ -12,10 +12,10 @@ from PIL import Image
 import airm.refiner
 from airm import Refiner
 from airm.coarse_to_fine import Settings
-from airm.memory import limit_memory
+from airm.refine.memory import limit_memory
 from airm.tiling import grid_axis
-from patchdct.errors import UserError
-from tests.testing import disc, tiny_airm_cfg, tiny_cfg
+from pixelmask.errors import UserError
+from tests.support.models import disc, tiny_airm_cfg, tiny_cfg
 
 HEIGHT, WIDTH = 40, 52
 

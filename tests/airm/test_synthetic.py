@@ -14,7 +14,7 @@ from airm.data import synthetic, synthetic_dataset
 from airm.data.synthetic import Pair, draw_pair
 from airm.data.synthetic_dataset import coarse_mask, is_synthetic_name, make_synthetic, register_synthetic
 from airm.data.synthetic_outlines import BODIES, _body
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 
 @pytest.fixture(scope="module")

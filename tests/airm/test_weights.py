@@ -9,13 +9,13 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from airm.weights import VARIANTS, adapt_checkpoint
-from patchdct.checkpoint import SafeCheckpointer
-from patchdct.checkpoint_files import UnreadableCheckpoint
-from patchdct.cli import run
-from patchdct.config import get_cfg
-from patchdct.errors import UserError
-from tests.testing import load_tool, tiny_airm_cfg
+from airm.backbone.weights import VARIANTS, adapt_checkpoint
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer
+from pixelmask.checkpoint.files import UnreadableCheckpoint
+from pixelmask.cli import run
+from pixelmask.config import get_cfg
+from pixelmask.errors import UserError
+from tests.support.models import load_tool, tiny_airm_cfg
 
 B1 = ([64, 128, 320, 512], [2, 2, 2, 2])
 B2 = ([64, 128, 320, 512], [3, 4, 6, 3])
@@ -274,7 +274,7 @@ def test_transformer_weights_for_a_resnet(tmp_path):
 
 def test_report_in_the_log(tmp_path, tiny, caplog):
     torch.save(random_state(hugging_face_shapes(*TINY)), tmp_path / "a.pth")
-    logging.getLogger("airm.weights").setLevel(logging.INFO)
+    logging.getLogger("airm.backbone.weights").setLevel(logging.INFO)
     with caplog.at_level(logging.INFO):
         load(tiny, tmp_path / "a.pth")
     count = len(published_shapes(*TINY)) - 2

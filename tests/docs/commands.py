@@ -6,8 +6,8 @@ from itertools import groupby
 
 import pytest
 
-from .blocks import Block, to_execute
-from .sandbox import Sandbox
+from tests.docs.blocks import Block, to_execute
+from tests.docs.sandbox import Sandbox
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from patchdct.data.lvis_categories import COCO_NAME_OF_SYNSET
 from patchdct.data.shapes import SHAPES_CLASSES, draw_scene
 from tests.airm.test_weights import B1, hugging_face_shapes, published_shapes, random_state
 from tests.patchdct import swin_reference
-from tests.patchdct.cityscapes_tree import write_tree
+from tests.support.cityscapes_tree import write_tree
 
 SIZE = 128
 THREE = [{"id": i, "name": name} for i, name in enumerate(SHAPES_CLASSES[:3], start=1)]

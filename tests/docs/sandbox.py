@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from .blocks import ROOT, Block
+from tests.docs.blocks import ROOT, Block
 
 COPIED = (
     "tools docs reproduction README.md CONTRIBUTING.md MODEL_ZOO.md Makefile setup.py pyproject.toml constraints.txt"
@@ -140,8 +140,8 @@ class Sandbox:
 
 def fill(folder: Path) -> None:
     """Make what commands may rely on: the repository's files, small configs, drawn data, models of two iterations."""
-    from .data import write_all
-    from .shrink import shrink_configs, shrink_quick
+    from tests.docs.data import write_all
+    from tests.docs.shrink import shrink_configs, shrink_quick
 
     ignored = shutil.ignore_patterns("__pycache__", "*.jpg")
     for name in COPIED.split():

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 # None of them may start a thread, such as onnxruntime does: a fork would wait for it when it ends
 PRELOADED = (
     "detectron2.engine detectron2.evaluation detectron2.model_zoo detectron2.utils.visualizer detectron2.data.datasets "
-    "patchdct.trainer patchdct.inference patchdct.export patchdct.benchmark airm.trainer airm.export airm.refine "
+    "patchdct.trainer patchdct.predictor patchdct.export patchdct.benchmark airm.trainer airm.export airm.refine "
     "matplotlib.pyplot rich.table sklearn.manifold torch.utils.tensorboard torch._dynamo torch.export "
     "torch.distributed.run torch.onnx._internal.exporter._core onnxscript onnxscript.rewriter "
     "faster_coco_eval lvis cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"

@@ -64,7 +64,7 @@ def shrink_configs(source: Path, target: Path) -> None:
 
 
 def shrink_quick(path: Path) -> None:
-    """Shrink `reproduction/quick.yaml`, whose models are small already."""
+    """Shrink `tools/reproduction/quick.yaml`, whose models are small already."""
     content = yaml.safe_load(_small_sets(path.read_text(encoding="utf-8")))
     for overlay in content["overlays"].values():
         _pin(overlay, {"SOLVER": {"MAX_ITER": 2, "WARMUP_ITERS": 0, "CHECKPOINT_PERIOD": 100}}, everything=False)

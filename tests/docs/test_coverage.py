@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .blocks import (
+from tests.docs.blocks import (
     EXECUTED,
     NOT_RUN,
     ROOT,

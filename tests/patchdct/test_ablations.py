@@ -6,10 +6,11 @@ from detectron2.modeling import build_mask_head, build_roi_heads
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
-from patchdct import BinaryGridBranch, PatchDCTBranch, PatchPrediction, TwoStageDCTBranch, UserError
+from patchdct import BinaryGridBranch, PatchDCTBranch, PatchPrediction, TwoStageDCTBranch
 from patchdct.patches import split_into_patches
+from pixelmask.errors import UserError
 from tests.patchdct.test_mask_head import SHAPES, assert_finite_gradients, make_head, run_training
-from tests.testing import detections, feature_maps, proposals, tiny_cfg
+from tests.support.models import detections, feature_maps, proposals, tiny_cfg
 
 SMALL = {"conv_dim": 8, "hidden_features": 8, "num_classes": 4}
 OPTIONS = {

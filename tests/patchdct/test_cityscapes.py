@@ -10,13 +10,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from patchdct.config import get_cfg, load_cfg
 from patchdct.data import cityscapes
 from patchdct.data.cityscapes import CITYSCAPES_CLASSES, annotation_file, register_cityscapes
-from patchdct.data.dataset_mapper import CheckedDatasetMapper
 from patchdct.data.prepare import prepare_datasets
-from patchdct.errors import UserError
-from tests.patchdct.cityscapes_tree import (
+from pixelmask.config import get_cfg, load_cfg
+from pixelmask.data.mapper import CheckedDatasetMapper
+from pixelmask.errors import UserError
+from tests.support.cityscapes_tree import (
     CAR,
     NAME,
     PERSON,

@@ -13,12 +13,12 @@ from detectron2.utils import comm
 from PIL import Image
 from scipy import ndimage
 
-from patchdct.cli import run
 from patchdct.data.cityscapes import CITYSCAPES_CLASSES, register_cityscapes
-from patchdct.errors import UserError
 from patchdct.evaluation import CityscapesInstanceEvaluator
-from tests.patchdct.cityscapes_tree import CAR, NAME, PERSON, ROAD, catalogs_as_before, paint, scene, write_frame
-from tests.testing import load_tool
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from tests.support.cityscapes_tree import CAR, NAME, PERSON, ROAD, catalogs_as_before, paint, scene, write_frame
+from tests.support.models import load_tool
 
 VAL = f"{NAME}val"
 CLASSES = list(CITYSCAPES_CLASSES)

@@ -5,8 +5,9 @@ import pytest
 import scipy.fft
 import torch
 
-from patchdct import DCTMaskCodec, UserError, dct_matrix, zigzag_order
+from patchdct import DCTMaskCodec, dct_matrix, zigzag_order
 from patchdct.dct import nearest_positions
+from pixelmask.errors import UserError
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.3}
 

@@ -7,17 +7,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from patchdct.errors import UserError
-from patchdct.export import (
-    TOLERANCE,
-    ExportedFile,
-    MaskBranch,
-    check_mask_branch,
-    check_output,
-    export_mask_branch,
-    need,
-)
-from tests.testing import detections, feature_maps, tiny_cfg
+from patchdct.mask_network import MaskBranch, check_mask_branch, export_mask_branch
+from pixelmask.errors import UserError
+from pixelmask.export import TOLERANCE, ExportedFile, check_output, need
+from tests.support.models import detections, feature_maps, tiny_cfg
 
 THREE_MODULES = {"NUM_STAGE": 4, "MASK_LOSS_PARA_EACH_STAGE": [1.0] * 4}
 

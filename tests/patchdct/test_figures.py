@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from patchdct.config import get_cfg, load_cfg
-from patchdct.errors import UserError
 from patchdct.figures import (
     TrueObjects,
     count_patches,
@@ -29,6 +27,8 @@ from patchdct.figures import (
 )
 from patchdct.figures.drawing import colour_errors, draw_panels, draw_part, draw_representation, save, tint_grid
 from patchdct.figures.representation import mask_iou
+from pixelmask.config import get_cfg, load_cfg
+from pixelmask.errors import UserError
 
 PAGE = Path("docs/patchdct.md")
 RED, BLUE, LIGHT = (255, 70, 50), (40, 120, 255), (235, 235, 235)

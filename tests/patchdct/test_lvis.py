@@ -18,7 +18,7 @@ from patchdct import trainer
 from patchdct.data.lvis_categories import COCO_ID_OF_NAME
 from patchdct.evaluation import COCOWithLVISEvaluator, LVISInstanceEvaluator
 from tests.patchdct.test_lvis_eval import CAR, CAT, METRICS, SIZE, image, lvis_json, put, square, thing
-from tests.testing import tiny_cfg
+from tests.support.models import tiny_cfg
 
 STARRED = ["lvis_v0.5_segm", "lvis_v0.5_boundary", "lvis_v1_segm", "lvis_v1_boundary"]
 COCO_CLASS_OF_CARS = 2

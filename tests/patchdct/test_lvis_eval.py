@@ -13,8 +13,8 @@ from pycocotools import mask as mask_util
 
 from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
 from patchdct.data.lvis_format import cocofied_file
-from patchdct.errors import UserError
 from patchdct.evaluation.lvis_eval import Truth, evaluate_lvis
+from pixelmask.errors import UserError
 from tests.patchdct.test_boundary import by_definition
 from tests.patchdct.test_evaluation import annotate, blob, jitter
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from patchdct import PatchDCTBranch, PatchLabel, PatchPrediction, UserError
+from patchdct import PatchDCTBranch, PatchLabel, PatchPrediction
 from patchdct.mask_branch import DCTMaskBranch
 from patchdct.patches import assemble_patches
+from pixelmask.errors import UserError
 
 
 def small_branch(**kwargs) -> PatchDCTBranch:

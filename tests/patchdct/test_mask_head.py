@@ -5,10 +5,11 @@ from detectron2.modeling import build_mask_head, build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.utils.events import EventStorage
 
-from patchdct import PatchLabel, PatchPrediction, UserError
+from patchdct import PatchLabel, PatchPrediction
 from patchdct.mask_head import MaskRCNNDCTHead, MaskRCNNPatchDCTHead
+from pixelmask.errors import UserError
 from tests.patchdct.test_mask_branch import published_shapes
-from tests.testing import detections, feature_maps, proposals, tiny_cfg, training_input
+from tests.support.models import detections, feature_maps, proposals, tiny_cfg, training_input
 
 SHAPES = {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in (2, 3, 4, 5)}
 

@@ -13,7 +13,7 @@ from detectron2.data.datasets.lvis import load_lvis_json
 
 from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
 from patchdct.data.lvis_format import read_cocofied
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 SCRIPT = "datasets/prepare_lvis_cocofied.py"
 PERSON, CAR, COW = 1, 3, 21

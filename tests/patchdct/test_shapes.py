@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from patchdct.data import shapes, shapes_dataset
 from patchdct.data.shapes import SHAPES_CLASSES, Scene, draw_scene
 from patchdct.data.shapes_dataset import make_shapes, parse_shapes_name, register_shapes
-from patchdct.errors import UserError
+from pixelmask.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

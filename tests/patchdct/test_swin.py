@@ -8,12 +8,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from patchdct import UserError
-from patchdct.config import get_cfg, load_cfg
-from patchdct.optimizer import build_optimizer, optimizer_name
-from patchdct.swin import SwinTransformer
-from tests.patchdct.swin_reference import SWIN_B, TINY, published_shapes, random_state, stages
-from tests.testing import tiny_cfg, training_input
+from patchdct.backbone.swin import SwinTransformer
+from pixelmask.config import get_cfg, load_cfg
+from pixelmask.engine.optimizer import build_optimizer, optimizer_name
+from pixelmask.errors import UserError
+from tests.support.models import tiny_cfg, training_input
+from tests.support.swin_reference import SWIN_B, TINY, published_shapes, random_state, stages
 
 CONFIG = "configs/patchdct/patchdct_Swin_B_FPN_3x_coco.yaml"
 

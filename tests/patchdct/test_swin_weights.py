@@ -5,12 +5,20 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from patchdct import UserError
-from patchdct.checkpoint import SafeCheckpointer
-from patchdct.swin import SwinTransformer
-from patchdct.swin_weights import PREFIX, VARIANTS, Variant, adapt_checkpoint, fit, read_swin, relative_position_index
-from tests.patchdct.swin_reference import SWIN_B, TINY, position_index, published_shapes, random_state
+from patchdct.backbone.swin import SwinTransformer
+from patchdct.backbone.swin_weights import (
+    PREFIX,
+    VARIANTS,
+    Variant,
+    adapt_checkpoint,
+    fit,
+    read_swin,
+    relative_position_index,
+)
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer
+from pixelmask.errors import UserError
 from tests.patchdct.test_swin import tiny_swin_cfg
+from tests.support.swin_reference import SWIN_B, TINY, position_index, published_shapes, random_state
 
 BUFFERS = ("relative_position_index", "attn_mask")
 
@@ -189,7 +197,7 @@ def test_fewer_stages_take_the_weights_of_all():
 
 def test_report_in_the_log(tmp_path, detector, caplog):
     torch.save({"model": published()}, tmp_path / "swin.pth")
-    with caplog.at_level(logging.INFO, logger="patchdct.swin_weights"):
+    with caplog.at_level(logging.INFO, logger="patchdct.backbone.swin_weights"):
         load(detector, tmp_path / "swin.pth")
     count = len(expected_names(published_shapes(**TINY)))
     assert f"NUM_HEADS [1, 2, 4, 8], WINDOW_SIZE 3): {count} tensors loaded, " in caplog.text

@@ -6,8 +6,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from patchdct.figures.panels import compare_panels, tint_patch_labels
 from patchdct.patches import PatchLabel
-from patchdct.visualization import compare_panels, draw_masks, instance_colour, tint_patch_labels
+from pixelmask.drawing import draw_masks, instance_colour
 
 GREY = 90
 

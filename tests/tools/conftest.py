@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 
-from tests.testing import tiny_cfg
+from tests.support.models import tiny_cfg
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from detectron2.modeling import build_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchdct.analysis import MaskNetwork, mask_branch_cost
-from patchdct.cli import run
-from tests.testing import load_tool, tiny_airm_cfg, tiny_cfg
+from patchdct.mask_network import MaskNetwork, mask_branch_cost
+from pixelmask.cli import run
+from tests.support.models import load_tool, tiny_airm_cfg, tiny_cfg
 
 # The mask branch is that of the config; the backbone is irrelevant to it
 SMALL_BACKBONE = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from detectron2.modeling.roi_heads import StandardROIHeads
 
+import measuring as benchmark
 from airm.encoder import AffinityEmpoweredEncoder
-from patchdct import benchmark
-from patchdct.benchmark import MaskNetwork, Settings, draw_instances, measure, prepare
-from patchdct.cli import run
-from patchdct.errors import UserError
-from tests.testing import load_tool, tiny_airm_cfg
+from measuring import MaskNetwork, Settings, draw_instances, measure, prepare
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from tests.support.models import load_tool, tiny_airm_cfg
 
 SETTINGS = Settings(size=(96, 128), batch_size=2, warmup=1, repeats=3)
 HEADS = ("mask_rcnn", "dct_mask", "patchdct")

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from patchdct import UserError
-from patchdct.cli import run
-from patchdct.swin_weights import PREFIX, VARIANTS, Variant
-from tests.patchdct.swin_reference import TINY, published_shapes, random_state
-from tests.testing import load_tool
+from patchdct.backbone.swin_weights import PREFIX, VARIANTS, Variant
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from tests.support.models import load_tool
+from tests.support.swin_reference import TINY, published_shapes, random_state
 
 tool = load_tool("convert_swin_weights")
 

@@ -13,12 +13,13 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from patchdct.cli import run
-from patchdct.config import load_cfg
-from patchdct.errors import UserError
-from patchdct.inference import Predictor, read_picture
-from patchdct.video import VideoReader, VideoWriter
-from tests.testing import disc, load_tool, tiny_cfg
+from patchdct.predictor import Predictor
+from pixelmask.cli import run
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
+from pixelmask.images import read_picture
+from pixelmask.video import VideoReader, VideoWriter
+from tests.support.models import disc, load_tool, tiny_cfg
 
 CLASSES = ["disc", "square", "star"]
 

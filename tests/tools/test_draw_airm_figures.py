@@ -12,14 +12,14 @@ from pycocotools import mask as mask_util
 
 from airm import Refiner
 from airm.coarse_to_fine import Settings
-from airm.data.images import read_mask
 from airm.data.synthetic_dataset import make_synthetic
 from airm.figures import refinement_steps, score_mask, zoom_windows
-from patchdct.checkpoint import SafeCheckpointer
-from patchdct.checkpoint_files import read_torch
-from patchdct.cli import run
-from patchdct.errors import UserError
-from tests.testing import load_tool, tiny_airm_cfg
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer
+from pixelmask.checkpoint.files import read_torch
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from pixelmask.images import read_mask
+from tests.support.models import load_tool, tiny_airm_cfg
 
 TINY = [
     "MODEL.PLAIN_CNN.CHANNELS", "8", "MODEL.PLAIN_CNN.NUM_LAYERS", "3", "MODEL.AIRM.STAGE_CHANNELS", "8",

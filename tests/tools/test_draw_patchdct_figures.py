@@ -10,11 +10,11 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from patchdct.checkpoint import SafeCheckpointer
-from patchdct.cli import run
 from patchdct.figures import load_objects
 from patchdct.figures.representation import mask_iou
-from tests.testing import load_tool, tiny_airm_cfg, tiny_cfg
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer
+from pixelmask.cli import run
+from tests.support.models import load_tool, tiny_airm_cfg, tiny_cfg
 
 DATASET = "shapes_val_2_96px"
 

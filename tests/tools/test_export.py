@@ -6,10 +6,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from patchdct.cli import run
-from patchdct.config import load_cfg
-from patchdct.export import ExportedFile
-from tests.testing import load_tool, tiny_cfg
+from pixelmask.cli import run
+from pixelmask.config import load_cfg
+from pixelmask.export import ExportedFile
+from tests.support.models import load_tool, tiny_cfg
 
 PLAIN_CNN = """
 _BASE_: "{}/configs/airm/figure_2/kernel_3_sirmf.yaml"

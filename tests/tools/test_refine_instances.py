@@ -12,12 +12,13 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from airm.data.perturbation import perturb_mask
-from airm.instances import InstanceRefiner
+from airm.instances.crops import InstanceRefiner
 from airm.refiner import Refiner
-from airm.rle import decode, encode, to_rle
-from patchdct.cli import run
-from patchdct.inference import Predictor, read_picture
-from tests.testing import disc, load_tool, tiny_airm_cfg, tiny_cfg
+from patchdct.predictor import Predictor
+from pixelmask.cli import run
+from pixelmask.images import read_picture
+from pixelmask.rle import decode, encode, to_rle
+from tests.support.models import disc, load_tool, tiny_airm_cfg, tiny_cfg
 
 H, W = 56, 72
 NAMES = ["000000000007.jpg", "000000000003.jpg", "000000000012.jpg"]

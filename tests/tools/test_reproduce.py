@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from patchdct.cli import run
+from pixelmask.cli import run
 from reproduction.tables import load_tables
-from tests.reproduction.fakes import FakeTools
-from tests.testing import load_tool
+from tests.support.models import load_tool
+from tests.tools.reproduction.fakes import FakeTools
 
 reproduce = load_tool("reproduce")
 TINY_AIRM = [

@@ -9,8 +9,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from airm import Refiner
-from airm.pictures import side_by_side
-from patchdct.inference import read_picture
+from airm.figures.side_by_side import side_by_side
+from pixelmask.images import read_picture
 from tests.tools import test_train_net as detectors
 from tests.tools import test_train_refinement as refinement
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from patchdct import UserError
-from patchdct.cli import run
-from patchdct.config import load_cfg
-from patchdct.trainer import log_scaled_schedule
-from tests.testing import load_tool
+from pixelmask.cli import run
+from pixelmask.config import load_cfg
+from pixelmask.engine.trainer import log_scaled_schedule
+from pixelmask.errors import UserError
+from tests.support.models import load_tool
 
 SHAPES = "configs/patchdct/shapes/patchdct_shapes.yaml"
 TINY = [

@@ -12,8 +12,8 @@ import pytest
 
 from airm import Refiner
 from airm.data.synthetic_dataset import make_synthetic
-from patchdct.cli import run
-from tests.testing import load_tool
+from pixelmask.cli import run
+from tests.support.models import load_tool
 
 CONFIG = "configs/airm/small/airm_synthetic.yaml"
 TINY = [

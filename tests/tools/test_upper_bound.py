@@ -9,12 +9,12 @@ import pytest
 import torch
 from pycocotools import mask as mask_util
 
-from patchdct.cli import run
 from patchdct.dct import DCTMaskCodec
-from patchdct.patch_histograms import PatchHistograms
+from patchdct.evaluation.upper_bound import ImageMasks, cut_out, reconstruct
+from patchdct.figures.patch_histograms import PatchHistograms
 from patchdct.patches import PatchLabel
-from patchdct.upper_bound import ImageMasks, cut_out, reconstruct
-from tests.testing import disc, load_tool
+from pixelmask.cli import run
+from tests.support.models import disc, load_tool
 
 SIZE = 160
 CATEGORIES = [{"id": 4, "name": "disc"}, {"id": 9, "name": "square"}]

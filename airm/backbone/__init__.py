@@ -1,0 +1,1 @@
+"""Encoders that Detectron2 lacks, and their published weights."""

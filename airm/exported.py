@@ -1,0 +1,208 @@
+"""One refinement step of AIRM as a network that is exported, and whole images refined with the exported file.
+
+A step is encoder, hypernetwork and mapping: image and coarse mask in, refined mask out. Refinement from coarse to fine
+calls it once for each ratio, and tile; what lies between these calls is resizing, done by :class:`CoarseToFine`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from pixelmask.errors import UserError
+from pixelmask.export import Export, ExportedFile
+from pixelmask.images import ImageLike, to_rgb
+
+from .coarse_to_fine import CoarseToFine, Settings
+from .implicit_mapping import MappingParameters
+from .meta_arch import AIRM
+from .query import Axis, neighbours, pixel_centres
+from .refine.inputs import MaskLike, check_size, to_soft
+from .tiling import ALIGNMENT, SMALLEST_SIDE
+
+SMALLEST_DYNAMIC = 64
+"""From this side on, a .pt2 of dynamic size can be used: below, the last attention has a single key along an axis."""
+
+
+class RefinementStep(nn.Module):
+    """What :func:`export_refiner` exports. One mask at a time, without control flow that depends on sizes."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, model: AIRM, queries: bool = False):
+        """
+        Args:
+            model: moved to the CPU, for inference.
+            queries: whether the positions that are asked for are inputs, too, as refinement from coarse to fine needs.
+        """
+        super().__init__()
+        model.cpu().eval()
+        self.encoder, self.mapping, self.cell, self.queries = model.encoder, model.mapping, model.cell, queries
+        self.register_buffer("pixel_mean", model.pixel_mean, persistent=False)
+        self.register_buffer("pixel_std", model.pixel_std, persistent=False)
+        self.settings = {"settings": model.settings._asdict(), "min_confidence": model.min_confidence}
+
+    def forward(self, image: Tensor, mask: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            image: (1, 3, H, W) float32 RGB in [0, 255].
+            mask: (1, 1, H, W) float32 coarse mask in [0, 1].
+            rows, cols: (R,) and (C,) float32 positions to ask for, in a frame in which the image spans [-1, 1]; with
+                ``queries`` only. Else R is H and C is W, and they are the centres of the pixels.
+
+        Returns:
+            (1, 1, R, C) refined mask in [0, 1].
+        """
+        image = (image - self.pixel_mean) / self.pixel_std
+        features = self.encoder(torch.cat([image, 2 * mask - 1], dim=1))
+        if rows is None or cols is None:
+            rows, cols = (pixel_centres(n, features) for n in image.shape[2:])
+        return _query(features, self.mapping(features), rows, cols, self.cell).sigmoid()
+
+    def example_inputs(self, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Draw inputs of :meth:`forward` of (H, W); queries, if any, are twice as dense as the pixels."""
+        image = 255 * torch.rand(1, 3, *size)
+        mask = (torch.rand(1, 1, *size) > 0.5).float()
+        grid = [pixel_centres(2 * n, image) for n in size] if self.queries else []
+        return image, mask, *grid
+
+
+def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) -> Export:
+    """Export one step of refinement.
+
+    Args:
+        step: the network.
+        size: (H, W) of the image, multiples of 16 and at least 32; None for any such size.
+
+    Raises:
+        UserError: for another size.
+    """
+    if size is not None and any(n % ALIGNMENT or n < SMALLEST_SIDE for n in size):
+        raise UserError(
+            f"the refiner takes images whose sides are multiples of {ALIGNMENT} and at least {SMALLEST_SIDE} pixels, "
+            f"not {size[0]} x {size[1]}"
+        )
+    shape = axes = None
+    if size is None:
+        least = SMALLEST_DYNAMIC // ALIGNMENT
+        shape = {2: ALIGNMENT * Dim("h", min=least), 3: ALIGNMENT * Dim("w", min=least)}
+        axes = {2: "height", 3: "width"}
+    queries = ["rows", "cols"] if step.queries else []
+    shapes = (shape, shape, *({0: Dim(name)} for name in queries))
+    # Unequal sides, so that they are not taken for one
+    inputs = step.example_inputs(size or (6 * ALIGNMENT, 10 * ALIGNMENT))
+    program = torch.export.export(step, inputs, dynamic_shapes=shapes, strict=False)
+    metadata = {"part": "refiner", "queries": step.queries, "size": size, "cell": step.cell, **step.settings}
+    return Export(program, metadata, "refined_mask", (axes, None, *({0: name} for name in queries)))
+
+
+def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None = None) -> float:
+    """Return the largest difference between a file and the model's own refinement at ratio 1, of a random image.
+
+    Args:
+        file: what was written.
+        model: what it was made of.
+        size: that it was exported for; None: several are tried.
+    """
+    settings = Settings(ratios=[1.0], padding=0)
+    differences = []
+    for height, width in [size] if size else [(SMALLEST_DYNAMIC, SMALLEST_DYNAMIC), (96, 208), (176, 112)]:
+        image, mask = 255 * torch.rand(3, height, width), torch.rand(1, height, width)
+        expected = CoarseToFine(model._normalise(image), model._encode, settings, model.cell).refine(mask)
+        queries = [pixel_centres(n, image) for n in (height, width)] if file.metadata["queries"] else []
+        differences.append(float((file(image[None], mask[None], *queries)[0] - expected).abs().max()))
+    return max(differences)
+
+
+def _query(features: Tensor, parameters: MappingParameters, rows: Tensor, cols: Tensor, cell: float) -> Tensor:
+    """Evaluate the mapping as :func:`airm.query.query_grid` does, of one sample and all positions at once.
+
+    That function goes through the rows in chunks, whose number an exporter would have to know.
+    """
+    (weight, bias), layers = parameters[0], parameters[1:]
+    depth, h, w = features.shape[1:]
+    projected = (weight[:, :, :depth] @ features.flatten(2) + bias[..., None]).unflatten(2, (h, w))
+    # Of the columns behind the features', those of y and of x, each for p - q, q and the cell
+    by_row, by_col = ((weight[:, :, depth + i :: 2, None]).unbind(2) for i in range(2))
+    y, x = neighbours(rows, h), neighbours(cols, w)
+    answer = features.new_zeros(())
+    for i in range(2):
+        row_term = by_row[0] * y.offsets[i] + by_row[1] * rows + by_row[2] * cell
+        of_rows = projected.index_select(2, y.indices[i]) + row_term[..., None]
+        for j in range(2):
+            col_term = by_col[0] * x.offsets[j] + by_col[1] * cols + by_col[2] * cell
+            hidden = (of_rows.index_select(3, x.indices[j]) + col_term[:, :, None]).flatten(2)
+            for layer_weight, layer_bias in layers:
+                hidden = layer_weight @ hidden.relu() + layer_bias[..., None]
+            answer = answer + y.weights[i, :, None] * x.weights[j] * hidden.unflatten(2, (rows.shape[0], cols.shape[0]))
+    return answer
+
+
+class ExportedRefiner:
+    """Refines masks of whole images with a file of ``tools/export.py --part refiner --queries``.
+
+    As :class:`~airm.refiner.Refiner`, with the settings that the model was exported with; here PyTorch only resizes.
+    """
+
+    def __init__(self, path: str | os.PathLike, tile_size: int | None = None):
+        """
+        Args:
+            path: an .onnx or .pt2 file.
+            tile_size: side of the tiles in which large images are encoded, 0 for whole images; by default what the
+                model was exported with, or the side of images that a file of fixed size takes.
+
+        Raises:
+            UserError: if the file cannot be used, or takes no queries.
+        """
+        self.file = ExportedFile(Path(path))
+        about = self.file.metadata
+        if about["part"] != "refiner" or not about["queries"]:
+            raise UserError(
+                f"{path} is no refiner with queries; write it with tools/export.py --part refiner --queries"
+            )
+        self.size, self.cell, self.min_confidence = about["size"], about["cell"], about["min_confidence"]
+        settings = Settings(**about["settings"])
+        if tile_size is None and self.size:
+            tile_size = max(self.size)
+        self.settings = settings if tile_size is None else settings._replace(tile_size=tile_size)
+
+    def refine(self, image: ImageLike, mask: MaskLike) -> np.ndarray:
+        """Refine a coarse mask of an image.
+
+        Args:
+            image: see :func:`~pixelmask.images.to_rgb`.
+            mask: see :func:`~airm.refine.inputs.to_soft`; several as one (N, H, W) array.
+
+        Returns:
+            float32 probabilities of the mask's shape; an empty mask stays empty.
+
+        Raises:
+            UserError: if image or mask cannot be used, or need windows of another size than the file's.
+        """
+        pixels, soft = to_rgb(image), to_soft(mask)
+        check_size(soft, mask, pixels, image)
+        whole = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))
+        coarse = torch.from_numpy(soft.values.astype(np.float32)).reshape(-1, *whole.shape[1:])
+        coarse_to_fine = CoarseToFine(whole, self._encode, self.settings, self.cell)
+        refined = torch.stack([coarse_to_fine.refine(m[None])[0] for m in coarse]) if len(coarse) else coarse
+        if self.min_confidence > 0:
+            refined = torch.where((2 * refined - 1).abs() < self.min_confidence, coarse, refined)
+        return refined.reshape(soft.values.shape).numpy()
+
+    def _encode(self, image: Tensor, mask: Tensor) -> Any:
+        size = list(image.shape[2:])
+        if self.size and size != list(self.size):
+            raise UserError(
+                f"{self.file.path} takes images of {self.size[0]} x {self.size[1]} pixels alone, and this one is to be "
+                f"encoded at {size[0]} x {size[1]}; export with --dynamic"
+            )
+
+        def query(rows: Axis, cols: Axis) -> Tensor:
+            return self.file(image.contiguous(), mask.contiguous(), rows.positions.float(), cols.positions.float())
+
+        return query

@@ -1,0 +1,267 @@
+"""Refinement of instance masks at an image's own resolution, in a crop around each; also behind a detector.
+
+In short:
+
+    refiner = InstanceRefiner(Refiner("airm.pth"))
+    results = refiner.refine_results("photo.jpg", results).results  # COCO results of one image, masks as RLE
+    detect = RefinedPredictor(Predictor(cfg), refiner)  # any instance model of Detectron2
+    instances = detect(read_picture("photo.jpg"))
+
+AIRM's encoder sees image and mask together, as four channels, so that its features belong to one mask: they cannot be
+computed once for an image and shared by its instances, and those of a union of masks would be others. Shared are the
+reading of the image and, in a batch of crops of one size, the passes through the network. What is made of an instance
+does not depend on the other ones.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from pycocotools import mask as mask_util
+from torch import Tensor
+
+from pixelmask.errors import UserError
+from pixelmask.images import ImageLike, to_rgb
+from pixelmask.rle import decode, encode, to_rle
+
+from ..coarse_to_fine import CoarseToFine
+from ..meta_arch import AIRM
+from ..query import query_grid
+from ..refine.memory import estimate_peak
+from ..refiner import Refiner
+from ..tiling import grid_axis
+
+SMALLEST_MARGIN = 32  # pixels around an instance; below, the network sees next to nothing of what is not the object
+SIDE_STEP = 32  # sides of crops are multiples of this where the image allows it, so that several have one size
+BATCH_PIXELS = 2**20  # encoded at once, in batches of more than one crop
+
+Box = tuple[int, int, int, int]  # left, top, width, height
+Window = tuple[slice, slice]  # rows and columns
+
+
+class RefinedResults(NamedTuple):
+    """COCO results of an image, in their order, and what became of them."""
+
+    results: list[dict[str, Any]]
+    refined: int
+    """Results that were given to the network."""
+    changed: int
+    """Among these, those whose mask it changed."""
+    emptied: int
+    """Among these, those of whose mask nothing would be left; they keep it."""
+    faults: list[str]
+    """A sentence for each result whose mask cannot be used; these are as they were."""
+
+
+class InstanceRefiner:
+    """Refines the masks of an image's instances, each in a crop around it, with a trained AIRM."""
+
+    def __init__(self, refiner: Refiner, margin: float = 0.2, batch_size: int = 8):
+        """
+        Args:
+            refiner: its tiles, memory limit and guard hold for each crop, and the memory limit for each batch.
+            margin: width of what a crop shows around the box of a mask, as a share of the box's longer side; it is at
+                least 32 pixels.
+            batch_size: crops that go through the network at once, if they have one size and are not tiled. Good for
+                GPUs; on a CPU it neither gains nor loses.
+
+        Raises:
+            UserError: for a value out of range.
+        """
+        if not 0 <= margin < float("inf"):
+            raise UserError(f"margin is {margin}; it is a share of an instance's longer side, from 0 up")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it is a number of crops, from 1 up")
+        self.refiner, self.margin, self.batch_size = refiner, margin, batch_size
+
+    def refine(self, image: ImageLike, masks: np.ndarray) -> np.ndarray:
+        """Refine (N, H, W) boolean masks of an image; one that is empty, or would be so, stays as it is.
+
+        Raises:
+            UserError: if the image cannot be used, the masks have another type or size, or memory runs out.
+        """
+        pixels = to_rgb(image)
+        if masks.dtype != bool or masks.ndim != 3 or masks.shape[1:] != pixels.shape[:2]:
+            raise UserError(
+                f"masks are a boolean array of (N, {pixels.shape[0]}, {pixels.shape[1]}), as many rows and columns as "
+                f"the image has, not {masks.dtype} of {masks.shape}"
+            )
+        answer = masks.copy()
+        boxes = {i: box for i, mask in enumerate(masks) if (box := _box_of(mask))}
+        for i, window, _, refined in self._refine_crops(pixels, boxes, lambda i: masks[i]):
+            if refined.any():
+                answer[i][window] = refined
+        return answer
+
+    def refine_instances(self, image: ImageLike, instances: Instances) -> Instances:
+        """Return the same detections with refined ``pred_masks``, (N, H, W) boolean of the image's size; see refine."""
+        answer = Instances(instances.image_size, **instances.get_fields())
+        masks = instances.pred_masks
+        answer.pred_masks = torch.from_numpy(self.refine(image, masks.cpu().numpy())).to(masks.device)
+        return answer
+
+    def refine_results(
+        self, image: ImageLike, results: Sequence[dict[str, Any]], min_score: float = 0.0
+    ) -> RefinedResults:
+        """Refine COCO results of one image; of its masks only one is decoded at a time.
+
+        Order, scores, boxes and whatever else a result holds are kept. Masks stay as they are of crowd regions, of
+        results with a lower score, if they are empty or nothing would be left of them; and where no pixel changes, the
+        RLE stays the very same.
+
+        Args:
+            image: see :func:`~pixelmask.images.to_rgb`.
+            results: with "segmentation", see :func:`~pixelmask.rle.to_rle`; optionally "score" and "iscrowd".
+            min_score: 0 for all.
+
+        Returns:
+            copies of the results with masks as compressed RLE, and what happened.
+
+        Raises:
+            UserError: if the image cannot be used, or memory runs out.
+        """
+        pixels = to_rgb(image)
+        answers, boxes, faults = [dict(result) for result in results], {}, []
+        for i, answer in enumerate(answers):
+            try:
+                answer["segmentation"] = to_rle(answer.get("segmentation"), *pixels.shape[:2])
+            except ValueError as e:
+                faults.append(f"mask {i + 1} of {len(answers)} {e}")
+                continue
+            # Of an empty mask with runs of 0 pixels, pycocotools' box is anything
+            is_empty = not mask_util.area(answer["segmentation"])
+            if not is_empty and not answer.get("iscrowd", 0) and answer.get("score", 1) >= min_score:
+                left, top, width, height = map(int, mask_util.toBbox(answer["segmentation"]))
+                boxes[i] = left, top, width, height
+        changed = emptied = 0
+        for i, window, coarse, refined in self._refine_crops(
+            pixels, boxes, lambda i: decode(answers[i]["segmentation"])
+        ):
+            if not refined.any():
+                emptied += 1
+            elif (refined != coarse).any():
+                changed += 1
+                whole = np.zeros(pixels.shape[:2], bool, order="F")
+                whole[window] = refined  # all of the coarse mask is in the window
+                answers[i]["segmentation"] = encode(whole)
+        return RefinedResults(answers, len(boxes), changed, emptied, faults)
+
+    def _refine_crops(
+        self, pixels: np.ndarray, boxes: dict[int, Box], read: Callable[[int], np.ndarray]
+    ) -> Iterator[tuple[int, Window, np.ndarray, np.ndarray]]:
+        """Yield key, window, coarse and refined mask (both boolean, of the window) of each box; ``read``: whole mask"""
+        windows = {i: find_window(box, pixels.shape[:2], self.margin) for i, box in boxes.items()}
+        for batch in self._make_batches(windows):
+            coarse = [read(i)[windows[i]].copy() for i in batch]
+            crops = [pixels[windows[i]] for i in batch]
+            if len(batch) == 1:
+                refined = self.refiner.refine(crops[0], coarse, soft=True)
+            else:
+                images = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())
+                refined = refine_batch(self.refiner.model, images, torch.from_numpy(np.stack(coarse))).cpu().numpy()
+            for i, before, after in zip(batch, coarse, refined, strict=True):
+                yield i, windows[i], before, after >= 0.5
+
+    def _make_batches(self, windows: dict[int, Window]) -> Iterator[list[int]]:
+        """Group windows of one size, in batches whose memory is bounded."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, (rows, cols) in windows.items():
+            groups.setdefault((rows.stop - rows.start, cols.stop - cols.start), []).append(i)
+        for size, group in groups.items():
+            number = self._count_at_once(size)
+            for start in range(0, len(group), number):
+                yield group[start : start + number]
+
+    def _count_at_once(self, size: tuple[int, int]) -> int:
+        """Return how many crops of (height, width) make a batch: 1 if it would be tiled, or too large with a second."""
+        if self.batch_size == 1:
+            return 1
+        settings, limit = self.refiner.model.settings, self.refiner.max_memory
+        height, width = (grid_axis(n, settings.ratios[-1], settings.padding).padded for n in size)
+        largest = BATCH_PIXELS
+        if settings.tile_size:
+            largest = min(largest, settings.tile_size**2)
+            if max(height, width) > settings.tile_size:
+                return 1
+        number = max(1, min(self.batch_size, largest // (height * width)))
+        while limit is not None and number > 1:
+            chunk = self.refiner.model.query_chunk
+            if estimate_peak((number * size[0], size[1]), 1, number * height * width, chunk) <= limit * 2**30:
+                break
+            number -= 1
+        return number
+
+
+class RefinedPredictor:
+    """A detector, and AIRM on every instance that it finds: from an image to pixel-accurate instances."""
+
+    def __init__(self, predictor: Callable[[np.ndarray], Instances], refiner: InstanceRefiner):
+        """
+        Args:
+            predictor: a :class:`~patchdct.predictor.Predictor`, or another function from an (H, W, 3) uint8 RGB image
+                to instances with ``pred_masks`` (N, H, W).
+            refiner: of their masks.
+        """
+        self.predictor, self.refiner = predictor, refiner
+
+    def __call__(self, image: np.ndarray) -> Instances:
+        """Return the detections in an image, in the detector's order and with its scores, with refined masks."""
+        return self.refiner.refine_instances(image, self.predictor(image))
+
+
+def find_window(box: Box, size: Sequence[int], margin: float) -> Window:
+    """Return the rows and columns of an image that are shown around a box.
+
+    Args:
+        box: of a mask, in pixels; it is within the window with a margin, as far as the image goes.
+        size: (H, W) of the image.
+        margin: see :class:`InstanceRefiner`.
+    """
+    left, top, width, height = box
+    width_around = max(SMALLEST_MARGIN, round(margin * max(width, height)))
+    return _grow(top, height, width_around, size[0]), _grow(left, width, width_around, size[1])
+
+
+def _grow(start: int, length: int, margin: int, limit: int) -> slice:
+    """Put a margin on both ends of a span, and make its length a multiple of SIDE_STEP, within [0, limit)."""
+    low, high = max(0, start - margin), min(limit, start + length + margin)
+    length = min(limit, -(-(high - low) // SIDE_STEP) * SIDE_STEP)
+    low = min(max(0, (low + high - length) // 2), limit - length)
+    return slice(low, low + length)
+
+
+@torch.no_grad()
+def refine_batch(model: AIRM, images: Tensor, masks: Tensor) -> Tensor:
+    """Refine the masks of several images of one size in common passes, as ``model.refine`` does one of them.
+
+    The coarse-to-fine procedure knows single images: theirs here are its channels, which it resizes one by one.
+
+    Args:
+        model: in tiles (its settings), one that is decided in some of the masks is encoded for these, too.
+        images: (B, 3, H, W) RGB in [0, 255].
+        masks: (B, H, W), not empty, in [0, 1] or boolean.
+
+    Returns:
+        (B, H, W) soft masks in [0, 1], float32.
+    """
+    number, coarse = len(masks), masks.to(model.device, torch.float32)
+    chunk = max(1, model.query_chunk // number)
+
+    def encode_all(image: Tensor, mask: Tensor) -> Callable[..., Tensor]:
+        features = model.encoder(torch.cat([image[0].unflatten(0, (number, 3)), 2 * mask[0, :, None] - 1], dim=1))
+        parameters = model.mapping(features)
+        return lambda rows, cols: query_grid(features, parameters, rows, cols, chunk).sigmoid().transpose(0, 1)
+
+    pixels = (images.to(model.device, torch.float32) - model.pixel_mean) / model.pixel_std
+    refined = CoarseToFine(pixels.flatten(0, 1), encode_all, model.settings, model.cell).refine(coarse)
+    return torch.where((2 * refined - 1).abs() < model.min_confidence, coarse, refined)
+
+
+def _box_of(mask: np.ndarray) -> Box | None:
+    """Return the box of an (H, W) boolean mask, or None if it is empty."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1

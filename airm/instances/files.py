@@ -1,0 +1,189 @@
+"""Files that a refinement of instances starts from: COCO results, folders of PNG masks, and the images they are of.
+
+An image's id is any number or string; those of results and annotations are compared as text, because some tools write
+numbers as strings.
+"""
+
+import glob
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pixelmask.errors import UserError
+from pixelmask.images import read_mask
+from pixelmask.rle import encode
+
+from ..data.pairs import COARSE, EXTENSIONS, IMAGE
+
+
+class InstanceImage(NamedTuple):
+    """An image and where it is; None if it was not found."""
+
+    id: Any
+    name: str
+    path: Path | None
+    numbered: bool = False
+    """Whether the id says no more than the place in the list."""
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; raise a :class:`UserError` if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except ValueError as e:
+        raise UserError(f"{path} is not valid JSON: {e}") from None
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """Read COCO results with masks: a list of objects with "image_id", "segmentation", and mostly "score".
+
+    The masks themselves are checked with their image (:func:`~pixelmask.rle.to_rle`).
+
+    Raises:
+        UserError: if the file is missing or damaged, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, list):
+        keys = isinstance(content, dict) and "annotations" in content
+        hint = '. It seems to be an annotation file, whose "annotations" are such a list' if keys else ""
+        raise UserError(f"{path} does not hold COCO results, a list of objects, but a {type(content).__name__}{hint}")
+    for i, result in enumerate(content):
+        if not isinstance(result, dict) or "image_id" not in result:
+            raise UserError(f'{path} does not hold COCO results: entry {i} is no object with an "image_id"')
+        if "segmentation" not in result:
+            raise UserError(f'{path}: entry {i} has no "segmentation"; boxes alone cannot be refined')
+        score = result.get("score", 1)
+        if not isinstance(score, (int, float)) or score != score:  # NaN has no place in the order of scores
+            raise UserError(f"{path}: entry {i} has the score {score!r}, which is no number")
+    return content
+
+
+def read_annotations(path: str | Path) -> dict[str, Any]:
+    """Read a COCO annotation file; "annotations" may be missing, as in the images.json of tools/demo.py.
+
+    Raises:
+        UserError: if the file is missing or damaged, or its images have no file_name, height, width and id of their
+            own.
+    """
+    content = read_json(path)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not all(
+        isinstance(image, dict) and {"id", "file_name", "height", "width"} <= image.keys() for image in images
+    ):
+        raise UserError(f'{path} is no COCO annotation file: it has no "images" with id, file_name, height and width')
+    ids = [str(image["id"]) for image in images]
+    if len(set(ids)) < len(ids):
+        twice = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])
+        raise UserError(f"{path} has two images with the id {twice}")
+    return content
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """Return the image files that paths, folders (at any depth) and glob patterns stand for, each once.
+
+    In a folder of BIG's layout these are the files NAME_im.
+
+    Raises:
+        UserError: for one that stands for no file.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        root = Path(text)
+        if root.is_dir():
+            files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+            files = [path for path in files if path.stem.endswith(IMAGE)] or files
+        else:
+            files = [root] if root.is_file() else [Path(path) for path in sorted(glob.glob(text, recursive=True))]
+        if not files:
+            raise UserError(f"{text}: {'a folder without images' if root.is_dir() else 'no such image'}")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def images_of_annotations(annotations: dict[str, Any], files: Sequence[Path]) -> list[InstanceImage]:
+    """Find the file of each image of a COCO file: its ``file_name`` is the end of the path, or names a file itself."""
+    by_name: dict[str, list[Path]] = {}
+    for path in files:
+        by_name.setdefault(path.name, []).append(path)
+    images = []
+    for image in annotations["images"]:
+        name = Path(str(image["file_name"]))
+        candidates = by_name.get(name.name, [])
+        candidates = [p for p in candidates if p.parts[-len(name.parts) :] == name.parts] or candidates
+        if len(candidates) != 1:
+            candidates = [name] if name.is_file() else []
+        images.append(InstanceImage(image["id"], str(name), next(iter(candidates), None)))
+    return images
+
+
+def images_of_results(results: Iterable[dict[str, Any]], files: Sequence[Path]) -> list[InstanceImage]:
+    """Find the file of each image id of results by name: the id, or digits at its end that are the id as a number."""
+    by_stem: dict[str, list[Path]] = {}
+    by_number: dict[str, list[Path]] = {}
+    for path in files:
+        by_stem.setdefault(path.stem, []).append(path)
+        digits = re.search(r"\d+$", path.stem)
+        if digits:
+            by_number.setdefault(str(int(digits[0])), []).append(path)
+    images = []
+    for image_id in {str(result["image_id"]): result["image_id"] for result in results}.values():
+        candidates = by_stem.get(str(image_id)) or by_number.get(str(image_id)) or []
+        images.append(InstanceImage(image_id, f"image {image_id}", candidates[0] if len(candidates) == 1 else None))
+    return images
+
+
+def number_images(files: Sequence[Path]) -> list[InstanceImage]:
+    """Give files without annotations the numbers that they are called, as in COCO, or else the ids 1, 2, ..."""
+    if all(path.stem.isdecimal() for path in files) and len({int(path.stem) for path in files}) == len(files):
+        return [InstanceImage(int(path.stem), str(path), path) for path in files]
+    return [InstanceImage(number, str(path), path, numbered=True) for number, path in enumerate(files, start=1)]
+
+
+def read_png_folder(folder: str | Path, images: Sequence[InstanceImage], category_id: int) -> list[dict[str, Any]]:
+    """Read the masks that a folder has of images, one PNG each, as COCO results with a score of 1.
+
+    The masks of the image x.jpg with the id 7 are all PNG files of the sub-folder x or 7, or x.png, x_1.png, x_2.png
+    and so on, of an image x_im.jpg also x_seg.png; the result's "mask_file" is the path within the folder. Foreground
+    is as :func:`~pixelmask.images.read_mask` has it.
+
+    Args:
+        folder: of the masks.
+        images: those without masks are left out.
+        category_id: of the results.
+
+    Raises:
+        UserError: if there is no such folder, no mask of these images, one that may be of several of them, or one that
+            cannot be read.
+    """
+    root = Path(folder)
+    stems = {image: (image.path or Path(image.name)).stem.removesuffix(IMAGE) for image in images}
+    beside: dict[str, list[Path]] = {}
+    for path in root.glob("*.png"):
+        stem = path.stem if path.stem in stems.values() else re.sub(rf"(_\d+|{COARSE})$", "", path.stem)
+        beside.setdefault(stem, []).append(path)
+    results = []
+    for image, stem in stems.items():
+        folders = {stem} if image.numbered else {stem, str(image.id)}
+        inside = [path for name in folders for path in (root / name).glob("*.png")]
+        own = sorted(inside + beside.get(stem, []), key=_natural)
+        if own and list(stems.values()).count(stem) > 1:
+            names = ", ".join(image.name for image, other in stems.items() if other == stem)
+            raise UserError(f"{own[0]} may be of several images ({names}); give these one by one, or other names")
+        for path in own:
+            entry = {"image_id": image.id, "category_id": category_id, "segmentation": encode(read_mask(path))}
+            results.append({**entry, "score": 1.0, "mask_file": path.relative_to(root).as_posix()})
+    if not results:
+        raise UserError(
+            f"{folder} has no PNG masks of the {len(images)} images: those of x.jpg are x.png, x_1.png, x_2.png, ... "
+            "or the PNG files of a sub-folder x, or of one named by the image's id"
+        )
+    return results
+
+
+def _natural(path: Path) -> list[Any]:
+    """Sort numbers by value: x_2 before x_10."""
+    return [(part.zfill(20) if part.isdigit() else part) for part in re.split(r"(\d+)", path.as_posix())]

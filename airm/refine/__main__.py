@@ -1,0 +1,98 @@
+"""Refine the coarse masks of images with trained weights.
+
+    python -m airm.refine photo.jpg mask.png -o refined.png --weights model_final.pth
+    python -m airm.refine photos masks -o refined --weights model_final.pth
+    python -m airm.refine "photos/*.jpg" "masks/*.png" -o refined --weights model_final.pth --side-by-side
+
+Images and masks are files, folders, or glob patterns in quotes. Those of folders and patterns are matched by their
+names without extension: x.jpg and x.png, or x_im.jpg and x_seg.png; results go into a folder, as x.png. A file that
+cannot be used is left out; all of these are named at the end, with exit status 1.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from pixelmask.images import read_picture
+
+from ..figures.side_by_side import side_by_side
+from ..refiner import Refiner
+from .files import Job, match_files, plan_jobs
+
+
+def process(job: Job, refiner: Refiner, soft: bool, progress: bool) -> None:
+    """Refine one mask and write what the job asks for.
+
+    Raises:
+        UserError: if a file cannot be read or written, or mask and image do not fit together.
+    """
+    refined, change = refiner.refine(job.image, job.mask, soft=True, return_change=True, progress=progress)
+    hard = refined >= 0.5
+    _write(np.round(refined * 255) if soft else hard * 255, job.refined)
+    if job.change is not None:
+        _write(np.round(change * 127) + 128, job.change)
+    if job.picture is not None:
+        _write(side_by_side(read_picture(job.image), refined - change >= 0.5, hard), job.picture)
+
+
+def _write(pixels: np.ndarray, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    except (OSError, ValueError) as e:  # ValueError: an extension that Pillow does not know
+        raise UserError(f"cannot write {path}: {e}") from None
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.mask is None:
+        raise UserError("no mask to refine: give image and mask, `IMAGE MASK -o OUTPUT --weights FILE`")
+    matches, faults = match_files(args.image, args.mask)
+    single = Path(args.image).is_file() and Path(args.mask).is_file()
+    jobs = plan_jobs(matches, single, args.output, args.change, args.side_by_side, args.overwrite)
+    refiner = Refiner(args.weights, args.device, args.config, args.tile_size, args.max_memory, args.min_confidence)
+    failures = []
+    for job in tqdm(jobs, unit="mask", disable=len(jobs) == 1):
+        try:
+            process(job, refiner, args.soft, progress=len(jobs) == 1)
+        except UserError as e:
+            failures.append(str(e))
+    if single and failures:
+        raise UserError(failures[0])
+    sys.stdout.write(f"{len(jobs) - len(failures)} refined masks are in {args.output}\n")
+    if failures + faults:
+        raise UserError("\n".join([f"{len(failures + faults)} files could not be used:", *faults, *failures]))
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airm.refine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("image", metavar="IMAGE", help="image, folder of images, or glob pattern")
+    add("mask", metavar="MASK", nargs="?", help="its coarse mask, of the same size; folder or glob pattern likewise")
+    add("-o", "--output", type=Path, required=True, metavar="PATH", help="refined mask; of several, their folder")
+    add("--weights", required=True, metavar="FILE", help="checkpoint of an AIRM")
+    add("--config", metavar="FILE", help="of the model; default: the checkpoint's own, or config.yaml beside it")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help="cpu or cuda; default: cuda where there is one")
+    add("--tile-size", type=int, metavar="N", help="side of tiles in pixels; 0 for whole images, as in the paper")
+    add("--max-memory", type=float, metavar="GIB", help="memory to take beyond the loaded model's, by smaller tiles")
+    add("--min-confidence", type=float, metavar="C", help="keep the coarse mask where |2 p - 1| < C, from 0 to 1")
+    add("--soft", action="store_true", help="write probabilities, 0 to 255, instead of 0 and 255")
+    change = "also write refined minus coarse mask: 128 for no change, 255 for added, 1 for removed"
+    add("--change", nargs="?", type=Path, const=True, default=False, metavar="PATH", help=change)
+    picture = "also write a picture of coarse mask, refined mask and change"
+    add("--side-by-side", nargs="?", type=Path, const=True, default=False, metavar="PATH", help=picture)
+    add("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, argument_parser().parse_args())

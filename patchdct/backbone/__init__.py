@@ -1,0 +1,1 @@
+"""Backbones that Detectron2 lacks, and their published weights."""

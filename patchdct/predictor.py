@@ -1,0 +1,69 @@
+"""A trained model for single images: reading pictures of any kind, and running the model of a config on them.
+
+In short:
+
+    predictor = Predictor(load_cfg("config.yaml", ["MODEL.WEIGHTS", "model_final.pth"]))
+    instances = predictor(read_picture("photo.jpg"))
+"""
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from pixelmask.checkpoint.checkpointer import load_trained
+from pixelmask.errors import UserError
+
+from .mask_head import MaskRCNNPatchDCTHead
+
+
+class Predictor:
+    """A model with trained weights, from an image to its instances."""
+
+    def __init__(self, cfg: CfgNode, keep_stages: bool = False):
+        """
+        Args:
+            cfg: ``MODEL.WEIGHTS`` is to name a checkpoint of a trained model, which is read as data
+                (:class:`~patchdct.checkpoint.SafeCheckpointer`).
+            keep_stages: whether instances also get ``pred_coarse_masks`` and ``pred_patch_labels``.
+
+        Raises:
+            UserError: if there are no weights, or weights that leave a part of the model random, or if the model has no
+                stages to keep.
+        """
+        weights = cfg.MODEL.WEIGHTS
+        if not weights or "ImageNetPretrained" in weights:
+            found = f"MODEL.WEIGHTS is {weights!r}, a backbone to train from" if weights else "MODEL.WEIGHTS is empty"
+            raise UserError(
+                f"no trained weights: {found}. Give a checkpoint of this model with --weights FILE or MODEL.WEIGHTS; "
+                "tools/train_net.py writes one, model_final.pth, in OUTPUT_DIR"
+            )
+        self.model = build_model(cfg).eval()
+        if keep_stages:
+            head = getattr(getattr(self.model, "roi_heads", None), "mask_head", None)
+            if not isinstance(head, MaskRCNNPatchDCTHead):
+                raise UserError(
+                    f"only PatchDCT has stages to show; MODEL.ROI_MASK_HEAD.NAME is {type(head).__name__}, so leave "
+                    "--stages (keep_stages) out"
+                )
+            head.keep_stages = True
+        load_trained(self.model, weights)
+        self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> Instances:
+        """Detect the instances of an (H, W, 3) uint8 RGB image.
+
+        Returns:
+            instances on the CPU, of the image's size: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``
+            (N, H, W) boolean; best score first.
+        """
+        height, width = image.shape[:2]
+        if self.input_format == "BGR":
+            image = image[:, :, ::-1]
+        resized = self.resize.get_transform(image).apply_image(image)
+        pixels = torch.from_numpy(resized.astype(np.float32).transpose(2, 0, 1).copy())
+        return self.model([{"image": pixels, "height": height, "width": width}])[0]["instances"].to("cpu")

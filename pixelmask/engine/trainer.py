@@ -1,0 +1,161 @@
+"""Detectron2's trainer with this project's data checks, checkpoints and evaluation."""
+
+import json
+import logging
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest import mock
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, defaults
+from detectron2.utils import comm
+
+from ..checkpoint import SafeCheckpointer
+from ..errors import UserError
+from .optimizer import build_optimizer
+from .pictures import Draw, PredictionPictures
+from .precision import amp_trainer
+
+logger = logging.getLogger(__name__)
+
+
+class BaseTrainer(DefaultTrainer):
+    """DefaultTrainer that loads checkpoints as data, names unreadable images, and evaluates Boundary AP too."""
+
+    checkpointer: SafeCheckpointer
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer gives DDP a device id, which DDP refuses for a model on the CPU; its AMP is in float16 only
+        with (
+            mock.patch.object(defaults, "create_ddp_model", _create_ddp_model),
+            mock.patch.object(defaults, "AMPTrainer", amp_trainer(cfg)),
+        ):
+            super().__init__(log_scaled_schedule(cfg))
+
+    def build_hooks(self) -> list[HookBase]:
+        # The first place after DefaultTrainer has made its own checkpointer and before a hook holds on to it
+        self.checkpointer = SafeCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.config = self.cfg.dump()
+        hooks = super().build_hooks()
+        if comm.is_main_process():
+            hooks.insert(-1, self.build_pictures(self.cfg, self.checkpointer.model))  # before what writes the events
+        return hooks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the training: iteration, hooks, optimizer, and the loss scaling of AMP.
+
+        The keys are those of Detectron2 after v0.5, which itself leaves the last two out.
+        """
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave; what an older checkpoint lacks starts anew, with a warning.
+
+        Raises:
+            UserError: if the optimizer's state is that of other parameters.
+        """
+        TrainerBase.load_state_dict(self, state_dict)
+        own, saved = self._trainer.state_dict(), state_dict.get("_trainer", {})
+        if missing := own.keys() - saved.keys() - {"iteration"}:
+            logger.warning("The checkpoint has no state of the %s, which starts anew", " and ".join(sorted(missing)))
+        keys = self._trainer.optimizer.param_groups[0].keys() - {"params"}
+        try:
+            self._trainer.load_state_dict({**own, **saved})
+            if lost := keys - self._trainer.optimizer.param_groups[0].keys():
+                raise ValueError(f"the optimizer's state in the checkpoint has no {' and '.join(sorted(lost))}")
+        except ValueError as e:
+            raise UserError(
+                f"cannot resume in {self.cfg.OUTPUT_DIR}: {e}. SOLVER, MODEL or the version of Detectron2 has "
+                "changed since; put it back, or start another training with its checkpoint as MODEL.WEIGHTS and "
+                "another OUTPUT_DIR"
+            ) from None
+
+    @classmethod
+    def build_pictures(cls, cfg: CfgNode, model: torch.nn.Module) -> PredictionPictures:
+        """Build the hook that draws predictions on the first test set (or training set) each VIS_PERIOD iterations.
+
+        A detector without masks has none to draw.
+        """
+        name = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)[0]
+        has_masks = getattr(getattr(model, "roi_heads", None), "mask_on", True)
+        period = cfg.VIS_PERIOD if has_masks else 0
+        return PredictionPictures(model, name, cls.build_mapper(cfg, is_train=False), cls.draw_prediction, period)
+
+    draw_prediction: ClassVar[Draw]
+    """What draws a prediction for VIS_PERIOD."""
+
+    @classmethod
+    def prepare_datasets(cls, cfg: CfgNode, train: bool) -> None:
+        """Register and check the data sets of a config, those of DATASETS.TRAIN only if ``train``."""
+        raise NotImplementedError
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Build what makes a sample of a data set's dict."""
+        raise NotImplementedError
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=cls.build_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_detection_test_loader(cfg, dataset_name, mapper=cls.build_mapper(cfg, is_train=False))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluate on every data set of DATASETS.TEST, and write the metrics to ``evaluation.json`` in OUTPUT_DIR."""
+        # Loaders draw a number: a training is the same, however often it is evaluated
+        with torch.random.fork_rng(devices=[]):
+            results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            path = Path(cfg.OUTPUT_DIR) / "evaluation.json"
+            path.write_text(json.dumps(results, indent=2) + "\n")
+            logger.info("Wrote the metrics to %s", path)
+        return results
+
+
+def log_scaled_schedule(cfg: CfgNode) -> CfgNode:
+    """Scale batch, learning rate and schedule to the number of processes if SOLVER.REFERENCE_WORLD_SIZE asks for it.
+
+    The rule is Detectron2's (``DefaultTrainer.auto_scale_workers``); each key that it changes is logged.
+
+    Raises:
+        UserError: if the batch cannot be divided among the processes that the config was made for, or that there are.
+    """
+    reference, batch, processes = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if reference and batch % reference:
+        raise UserError(
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH {batch}; it is to be the "
+            "number of GPUs that the config was made for, or 0 for no scaling"
+        )
+    if not reference and batch % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {processes} processes; set it to a multiple of them"
+        )
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
+    for node, keys in (
+        ("SOLVER", ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS", "CHECKPOINT_PERIOD")),
+        ("TEST", ("EVAL_PERIOD",)),
+    ):
+        for key in keys:
+            if scaled[node][key] != cfg[node][key]:
+                logger.info("Scaled %s.%s from %s to %s", node, key, cfg[node][key], scaled[node][key])
+    return scaled
+
+
+def _create_ddp_model(model: torch.nn.Module, **kwargs: Any) -> torch.nn.Module:
+    if next(model.parameters()).device.type == "cpu":
+        kwargs["device_ids"] = None
+    return _detectron2_create_ddp_model(model, **kwargs)
+
+
+_detectron2_create_ddp_model = defaults.create_ddp_model

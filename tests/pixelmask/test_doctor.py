@@ -1,0 +1,209 @@
+"""The report of ``pixelmask.doctor``: every row, with libraries taken away and data sets put in place."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pixelmask import doctor
+
+LIBRARIES = ("torch", "torchvision", "Detectron2", "pycocotools", "faster-coco-eval", "lvis", "cityscapesscripts")
+
+
+@pytest.fixture(autouse=True)
+def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def imports(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What importing a module, or anything below it, gives instead: another object, or the error it raises."""
+    replaced: dict[str, object] = {}
+
+    def import_module(name: str) -> object:
+        found = replaced.get(name, replaced.get(name.partition(".")[0]))
+        if isinstance(found, Exception):
+            raise found
+        return found or importlib.import_module(name)
+
+    monkeypatch.setattr(doctor, "import_module", import_module)
+    return replaced
+
+
+def examine() -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.examine()}
+
+
+def put_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+
+
+def test_everything_installed_is_found_with_its_version() -> None:
+    checks = examine()
+    assert checks["Python"].found.startswith(".".join(map(str, sys.version_info[:3])))
+    for name in LIBRARIES:
+        assert checks[name].status == "ok", checks[name]
+        assert checks[name].found[0].isdigit(), checks[name]
+        assert checks[name].remedy == ""
+
+
+def test_detectron2_row_tells_version_place_and_kind() -> None:
+    import detectron2
+
+    folder = Path(detectron2.__file__).parent
+    kind = "compiled" if any(folder.glob("_C.*")) else "pure Python"
+    assert examine()["Detectron2"].found == f"{detectron2.__version__}, {kind}, at {folder}"
+
+
+@pytest.mark.parametrize(
+    ("module", "row", "remedy", "exit_status"),
+    [
+        ("torch", "torch", "make install", 1),
+        ("torchvision", "torchvision", "https://pytorch.org", 1),
+        ("detectron2", "Detectron2", "INSTALL.md", 1),
+        ("pycocotools", "pycocotools", "pip install pycocotools", 1),
+        ("faster_coco_eval", "faster-coco-eval", "pip install faster-coco-eval", 1),
+        ("lvis", "lvis", "pip install lvis", 0),
+        ("cityscapesscripts", "cityscapesscripts", "pip install cityscapesscripts", 0),
+    ],
+)
+def test_a_missing_library_is_named_with_its_remedy(
+    module: str,
+    row: str,
+    remedy: str,
+    exit_status: int,
+    imports: dict[str, object],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    imports[module] = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    check = examine()[row]
+    assert check.status == "missing"
+    assert check.found == f"no module {module}"
+    assert remedy in check.remedy
+    assert doctor.main() == exit_status
+    output = capsys.readouterr().out
+    assert row in output and "missing" in output and remedy in output
+
+
+def test_torchvision_built_for_another_torch_is_broken(imports: dict[str, object]) -> None:
+    imports["torchvision"] = RuntimeError("operator torchvision::nms does not exist\nand a second line")
+    check = examine()["torchvision"]
+    assert check.status == "broken"
+    assert check.found == "operator torchvision::nms does not exist"
+    assert "matching pair" in check.remedy
+    assert doctor.main() == 1
+
+
+def test_operators_are_run_and_not_only_imported(imports: dict[str, object]) -> None:
+    def nms(*_: object) -> None:
+        raise NotImplementedError("no kernel for this device")
+
+    imports["torchvision"] = SimpleNamespace(nms=nms)
+    assert examine()["torchvision"][1:3] == ("broken", "no kernel for this device")
+
+
+def test_a_library_without_one_of_its_own_requirements_is_broken(imports: dict[str, object]) -> None:
+    imports["detectron2"] = ModuleNotFoundError("No module named 'fvcore'", name="fvcore")
+    assert examine()["Detectron2"][1:3] == ("broken", "no module fvcore")
+
+
+def test_an_extension_compiled_for_another_torch_is_broken(imports: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "_C.cpython-311-x86_64-linux-gnu.so").touch()
+    package = SimpleNamespace(__file__=str(tmp_path / "__init__.py"), __version__="0.6")
+    imports["detectron2"] = package
+    assert examine()["Detectron2"].found == f"0.6, compiled, at {tmp_path}"
+    imports["detectron2._C"] = ImportError("undefined symbol: _ZN3c10")
+    assert examine()["Detectron2"][1:3] == ("broken", "undefined symbol: _ZN3c10")
+
+
+def test_no_data_sets_each_named_with_its_page() -> None:
+    checks = examine()
+    pages = {
+        "COCO 2017": "https://cocodataset.org",
+        "LVIS v0.5": "https://www.lvisdataset.org",
+        "LVIS v0.5 cocofied": "datasets/README.md",
+        "LVIS v1": "https://www.lvisdataset.org",
+        "LVIS v1 cocofied": "datasets/README.md",
+        "Cityscapes": "https://www.cityscapes-dataset.com",
+        "AIRM training": "datasets/README.md",
+        "DUT-OMRON": "http://saliencydetection.net",
+        "BIG": "https://github.com/hkchengrex/CascadePSP",
+        "VOC 2012 relabelled": "https://github.com/hkchengrex/CascadePSP",
+        "shapes (synthetic)": "make demo",
+    }
+    for name, page in pages.items():
+        assert checks[name].status == "missing"
+        assert page in checks[name].remedy
+        assert not checks[name].required
+
+
+def test_data_sets_are_found_below_the_root(data_root: Path) -> None:
+    for split in ("train", "val"):
+        put_file(data_root / f"coco/annotations/instances_{split}2017.json")
+        put_file(data_root / f"coco/{split}2017/1.jpg")
+        put_file(data_root / f"cityscapes/leftImg8bit/{split}/ulm/1.png")
+        put_file(data_root / f"lvis/lvis_v1_{split}.json")
+    put_file(data_root / "lvis/lvis_v0.5_val_cocofied.json")
+    put_file(data_root / "shapes/val/annotations.json")
+    put_file(data_root / "DUTS-TR/DUTS-TR-Image/1.jpg")
+    put_file(data_root / "BIG/fcn8s/1_im.jpg")
+    checks = examine()
+    assert checks["data sets"].found == f"in {data_root}"
+    for name in ("COCO 2017", "LVIS v1", "LVIS v0.5 cocofied", "BIG", "shapes (synthetic)"):
+        assert checks[name].status == "ok", checks[name]
+    assert checks["Cityscapes"].status == "partial"
+    assert checks["Cityscapes"].found == "absent: cityscapes/gtFine/train, cityscapes/gtFine/val"
+    assert checks["LVIS v1 cocofied"].status == "missing"
+    assert checks["AIRM training"].status == "partial"
+    assert checks["AIRM training"].found == "absent: MSRA10K, DUTS-TE, ECSSD, FSS-1000"
+
+
+def test_empty_folders_and_files_are_no_data_set(data_root: Path) -> None:
+    (data_root / "lvis").mkdir()
+    (data_root / "lvis/lvis_v0.5_val_cocofied.json").touch()
+    (data_root / "shapes").mkdir()
+    checks = examine()
+    assert checks["LVIS v0.5 cocofied"].status == "missing"
+    assert checks["shapes (synthetic)"].status == "missing"
+
+
+def test_an_absent_root_says_how_to_name_one(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_root / "nowhere"))
+    check = examine()["data sets"]
+    assert check.status == "missing"
+    assert str(data_root / "nowhere") in check.found
+    assert "DETECTRON2_DATASETS" in check.remedy
+
+
+def test_plain_lines_where_rich_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert doctor.main() == 0
+    assert "\npycocotools: ok\n" in capsys.readouterr().out
+
+
+def run(arguments: list[str], *search: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, search)), "COLUMNS": "200"}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+
+
+def test_the_command_reports_a_missing_detectron2() -> None:
+    code = (
+        "import runpy, sys; sys.modules['detectron2'] = None; runpy.run_module('pixelmask.doctor', run_name='__main__')"
+    )
+    result = run(["-c", code], Path(doctor.__file__).parents[1])
+    assert result.returncode == 1, result.stderr
+    assert "no module detectron2" in result.stdout
+    assert "tools/install_detectron2.py" in result.stdout
+
+
+def test_the_file_reports_where_the_package_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
+    result = run([doctor.__file__], tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert "libcudart.so: cannot open shared object file" in result.stdout

@@ -1,0 +1,211 @@
+"""Reports of runs that tools/train_net.py really made, and what it says where there is none to make."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import MetadataCatalog
+from pycocotools import mask as mask_util
+
+from airm.evaluation import intersection_and_union
+from pixelmask.cli import run
+from pixelmask.images import read_mask
+from tests.support.models import load_tool
+from tests.tools.reporting.browser import drawn_card, texts
+from tests.tools.test_train_net import TINY
+from tests.tools.test_train_refinement import TINY as TINY_AIRM
+
+SHAPES, SYNTHETIC = "configs/patchdct/shapes/patchdct_shapes.yaml", "configs/airm/small/airm_synthetic.yaml"
+TINY_DETECTIONS = 5  # a random model finds as many as it may, some with empty masks
+VAL, AIRM_VAL = "shapes_val_6_96px", "synthetic_refinement_val_5_96x72"
+
+train_net, tool = load_tool("train_net"), load_tool("report")
+
+
+def finish(root: Path, output: Path, config: str, opts: list[str]) -> Path:
+    """Train and evaluate in a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        arguments = ["--config-file", config, *opts, "OUTPUT_DIR", str(output)]
+        run(train_net.launch, train_net.main, train_net.argument_parser().parse_args(arguments))
+    return output
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, root):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+
+
+@pytest.fixture(scope="session")
+def instances(tmp_path_factory, root) -> Path:
+    return finish(root, tmp_path_factory.mktemp("runs") / "instances", SHAPES, TINY)
+
+
+@pytest.fixture(scope="session")
+def refinement(tmp_path_factory, root) -> Path:
+    return finish(root, tmp_path_factory.mktemp("runs") / "refinement", SYNTHETIC, TINY_AIRM)
+
+
+def make(*arguments: Any) -> None:
+    run(tool.main, tool.argument_parser().parse_args([str(argument) for argument in arguments]))
+
+
+def blocks(page: Path) -> dict[str, Any]:
+    """The data that a page carries, by the ids of its elements."""
+    found = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', page.read_text(), re.DOTALL)
+    return {name: json.loads(text) for name, text in found}
+
+
+def copy(run: Path, folder: Path) -> Path:
+    """A copy of a run without its checkpoints."""
+    return Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("*.pth", "last_checkpoint")))
+
+
+def test_report_of_detections(instances, tmp_path, clean):
+    page = tmp_path / "report.html"
+    weak = copy(instances, tmp_path / "weak")
+    results = weak / "inference" / VAL / "coco_instances_results.json"
+    detections = json.loads(results.read_text())
+    kept = [d for d in detections if d["image_id"] != 1]
+    assert len(kept) < len(detections)
+    results.write_text(json.dumps(kept))
+    make(instances, weak, "--names", "all", "weak", "--min-score", 0, "--max-images", 4, "--output", page)
+    data = blocks(page)
+    items = data["data"]["items"]
+    assert [item["name"] for item in items] == ["000001.jpg", "000002.jpg", "000004.jpg", "000005.jpg"]
+    assert data["data"]["curves"]["loss"]["total_loss"][0] and data["data"]["curves"]["accuracy"]["segm/AP"][0]
+    (view,) = data["item-0"]
+    of_first = [d["segmentation"] for d in detections if d["image_id"] == 1]
+    assert len(view["layers"]["run0"]) == np.count_nonzero(mask_util.area(of_first)) and not view["layers"]["run1"]
+    assert items[0]["disagreements"] == {"0-1": 1.0} and items[1]["disagreements"] == {"0-1": 0.0}
+    clean.get(page.as_uri())
+    drawn_card(clean)
+    assert len(texts(clean, "#cards > li")) == 4
+
+
+def test_patch_labels_come_from_the_checkpoint(instances, tmp_path):
+    page = tmp_path / "report.html"
+    make(instances, "--patch-labels", "--min-score", 0, "--max-images", 2, "--output", page)
+    (view,) = blocks(page)["item-1"]
+    grids, masks = view["patches"]["run0"], view["layers"]["run0"]
+    assert len(grids) == TINY_DETECTIONS >= len(masks) > 0
+    assert {len(grid["labels"]) for grid in grids} == {14 * 14} and set(grids[0]["labels"]) <= set("012")
+
+
+def test_detections_that_were_not_kept_are_made_again(instances, tmp_path):
+    """As after an evaluation on Cityscapes."""
+    lost = Path(shutil.copytree(instances, tmp_path / "lost"))
+    shutil.rmtree(lost / "inference")
+    page = tmp_path / "report.html"
+    make(instances, lost, "--min-score", 0, "--max-images", 2, "--output", page)
+    data = blocks(page)
+    assert data["item-0"][0]["layers"]["run0"] == data["item-0"][0]["layers"]["run1"]
+    assert [item["disagreements"]["0-1"] for item in data["data"]["items"]] == [0.0, 0.0]
+
+
+def test_report_of_refinement(refinement, tmp_path, root, clean):
+    page = tmp_path / "report.html"
+    lost = Path(shutil.copytree(refinement, tmp_path / "lost"))
+    (lost / "inference" / AIRM_VAL / "refined_masks.json").unlink()
+    make(refinement, lost, "--image-size", 64, "--output", page)
+    data = blocks(page)
+    first = data["data"]["items"][0]
+    assert first["disagreements"] == {"0-1": 0.0}, "the checkpoint refines again what the evaluation kept"
+    whole = data["item-0"][0]
+    assert set(whole["layers"]) == {"truth", "coarse", "run0", "run1"} and whole["width"] == 64
+    clean.get(page.as_uri())
+    drawn_card(clean)
+    panels = texts(clean, "#cards > li:first-child figcaption")
+    assert panels == ["Truth", "Coarse mask", "A: refinement", "B: lost", "Difference of A and B"]
+    assert clean.execute_script("return document.getElementById('class').offsetParent") is None
+
+
+def test_kept_masks_are_those_that_were_evaluated(refinement, root):
+    folder = refinement / "inference" / AIRM_VAL
+    entries = json.loads((folder / "refined_masks.json").read_text())
+    assert [entry["image_id"] for entry in entries] == [f"{i:06d}" for i in range(1, 6)]
+    inside, union = 0, 0
+    for entry in entries:
+        truth = read_mask(str(entry["file"]).replace("_im.jpg", "_gt.png"))
+        i, u = intersection_and_union(mask_util.decode(entry["segmentation"]).astype(bool), truth)
+        inside, union = inside + i, union + u
+    metrics = json.loads((folder / "results.json").read_text())["refinement"]
+    assert 100 * inside / union == pytest.approx(metrics["refined_IoU"])
+
+
+def test_tables_alone_need_no_data(instances, tmp_path, monkeypatch):
+    monkeypatch.delattr("reporting.report.InstanceGallery")
+    page = tmp_path / "report.html"
+    make(instances, "--max-images", 0, "--output", page)
+    assert blocks(page)["data"]["items"] == [] and "Boundary AP on" in page.read_text()
+
+
+def fails(capsys, *arguments: Any) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        make(*arguments)
+    assert exit_.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_bad_input_ends_in_one_message(instances, refinement, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    assert "finished evaluation" in fails(capsys, tmp_path, "--output", page)
+    assert "not of both" in fails(capsys, instances, refinement, "--output", page)
+    other = _without_patches(instances, tmp_path)
+    assert "none of the runs is of PatchDCT" in fails(capsys, other, "--patch-labels", "--output", page)
+    assert "AIRM" in fails(capsys, refinement, "--patch-labels", "--output", page)
+    bare = copy(instances, tmp_path / "bare")
+    shutil.rmtree(bare / "inference")
+    message = fails(capsys, bare, "--output", page)
+    assert "bare" in message and "MODEL.WEIGHTS" in message
+    assert not page.exists() and not list(tmp_path.glob("*.part*"))
+    page.write_text("mine")
+    assert "--overwrite" in fails(capsys, instances, "--output", page)
+    assert page.read_text() == "mine"
+
+
+def _without_patches(run: Path, folder: Path) -> Path:
+    other = copy(run, folder / "mask_rcnn")
+    config = (other / "config.yaml").read_text().replace("MaskRCNNPatchDCTHead", "MaskRCNNConvUpsampleHead")
+    (other / "config.yaml").write_text(config)
+    return other
+
+
+def test_an_image_that_cannot_be_read_is_named(instances, tmp_path, capsys):
+    make(instances, "--max-images", 1, "--output", tmp_path / "report.html")
+    image = Path(MetadataCatalog.get(VAL).image_root) / "000001.jpg"
+    content = image.read_bytes()
+    try:
+        image.write_bytes(b"no image")
+        assert "000001.jpg" in fails(capsys, instances, "--output", tmp_path / "other.html")
+    finally:
+        image.write_bytes(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_changed_data_set_is_noticed(refinement, tmp_path, capsys):
+    changed = copy(refinement, tmp_path / "changed")
+    file = changed / "inference" / AIRM_VAL / "refined_masks.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    assert "000001" in fails(capsys, changed, "--output", tmp_path / "report.html")
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_report(tmp_path, monkeypatch, capsys):
+    demo = load_tool("train_shapes_demo")
+    output = tmp_path / "demo"
+    monkeypatch.setattr(sys, "argv", ["demo", "--output", str(output), "--pictures", "2", *TINY])
+    demo.main()
+    assert f"report      {output / 'report.html'}" in capsys.readouterr().out
+    assert len(blocks(output / "report.html")["data"]["items"]) == 6
+    assert len(list((output / "pictures").iterdir())) == 2

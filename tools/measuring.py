@@ -1,0 +1,229 @@
+"""Measure time and peak memory of a model with random weights, or of its mask branch alone, in this process.
+
+Random weights propose and detect anything or nothing, so both are fixed from outside: the RPN proposes its anchors,
+unmoved, and boxes drawn once, the same for every model, take the place of the box head's results. They refine a mask to
+noise; so AIRM's answers are computed, and a drawn mask takes their place.
+"""
+
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from patchdct.mask_network import MaskNetwork
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
+
+PARTS = {
+    "model": "image to pasted masks, everything included",
+    "branch": "feature maps and boxes to masks in the box frame: RoI pooling and mask head",
+    "head": "RoI features to masks in the box frame: the mask head as a plain network",
+    "refine": "image and coarse mask to refined mask, the only part of AIRM",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all measurements of one comparison have in common."""
+
+    device: str = "cpu"
+    """``cpu`` or ``cuda``."""
+    size: tuple[int, int] = (800, 1333)
+    """Height and width of the images in pixels."""
+    batch_size: int = 1
+    dtype: str = "float32"
+    """``bf16`` is torch.autocast."""
+    channels_last: bool = False
+    compile: bool = False
+    """Whether torch.compile takes the mask head's layers, or the encoder of AIRM."""
+    threads: int = 0
+    """CPU threads, 0 for torch's choice."""
+    warmup: int = 2
+    repeats: int = 10
+    opts: tuple[str, ...] = ()
+    """Config overrides."""
+
+
+class Workload(NamedTuple):
+    """A model and what it is fed with."""
+
+    model: Any
+    """A Detectron2 model; modules do not tell the types of their attributes."""
+    settings: Settings
+    drawn: Instances
+    """The detections of every image."""
+
+    def place(self, x: Tensor) -> Tensor:
+        memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        return x.to(self.settings.device, memory_format=memory_format)
+
+    def detections(self) -> list[Instances]:
+        """Fresh copies for a batch, because postprocessing scales boxes in place."""
+        fields = self.drawn.get_fields()
+        return [
+            Instances(self.settings.size, **{name: value.clone() for name, value in fields.items()})
+            for _ in range(self.settings.batch_size)
+        ]
+
+
+def measure(config_file: str, part: str, num_instances: int, settings: Settings) -> dict[str, Any]:
+    """Build a model with random weights and measure one part of it.
+
+    Peak memory on CUDA is what torch allocated; on the CPU it is the largest resident set of this process so far, with
+    Python, the libraries and the weights in it, which is why each measurement should have a process of its own.
+
+    Args:
+        config_file: of the model.
+        part: a key of PARTS.
+        num_instances: detections an image; 1 for the part ``refine``, the coarse mask.
+        settings: the rest.
+
+    Returns:
+        config, part, instances; milliseconds (the median) and milliseconds_of_each_run, images_per_second;
+        peak_memory_mb and memory_before_mb, at the end and before the first run, in units of 10^6 bytes.
+
+    Raises:
+        UserError: if the config does not fit or has no such part, or CUDA is asked for where there is none.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "device cuda, but torch finds no usable GPU here; `python -m pixelmask.doctor` tells what it sees"
+        )
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    call = prepare(config_file, part, num_instances, settings)
+    memory_before = _peak_memory(settings.device, reset=True)
+    with torch.no_grad(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.dtype == "bf16"):
+        for _ in range(settings.warmup):
+            call()
+        milliseconds = [_time(call, settings.device) for _ in range(settings.repeats)]
+    median = statistics.median(milliseconds)
+    return {
+        "config": Path(config_file).stem,
+        "part": part,
+        "instances": num_instances,
+        "milliseconds": median,
+        "images_per_second": 1000 * settings.batch_size / median,
+        "peak_memory_mb": _peak_memory(settings.device),
+        "memory_before_mb": memory_before,
+        "milliseconds_of_each_run": milliseconds,
+    }
+
+
+def parts_of(cfg: CfgNode) -> list[str]:
+    """Return those of PARTS that a config's model has."""
+    is_airm = cfg.MODEL.META_ARCHITECTURE == "AIRM"
+    return [part for part in PARTS if (part == "refine") == is_airm]
+
+
+def prepare(config_file: str, part: str, num_instances: int, settings: Settings) -> Callable[[], Any]:
+    """Build a model with random weights and its inputs; return the call of one part. Arguments: see :func:`measure`."""
+    cfg = load_cfg(config_file, [*settings.opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", settings.device])
+    if part not in parts_of(cfg):
+        raise UserError(f"{config_file} has no part {part!r} to measure; it has {', '.join(parts_of(cfg))}")
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if settings.compile and part == "refine":
+        model.encoder.compile()
+    elif settings.compile:
+        head = MaskNetwork(model).head
+        name = "predict" if hasattr(head, "predict") else "layers"
+        setattr(head, name, torch.compile(getattr(head, name)))
+    drawn = draw_instances(num_instances, settings.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    return _PREPARE[part](Workload(model, settings, drawn.to(settings.device)))
+
+
+def draw_instances(num_instances: int, size: tuple[int, int], num_classes: int) -> Instances:
+    """Draw boxes of 16 pixels up to the image, evenly in the logarithm, with classes and scores; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    limits = torch.tensor([size[1], size[0]], dtype=torch.float32)
+    sides = 16 * (limits / 16) ** torch.rand(num_instances, 2, generator=generator)
+    corners = (limits - sides) * torch.rand(num_instances, 2, generator=generator)
+    instances = Instances(size)
+    instances.pred_boxes = Boxes(torch.cat([corners, corners + sides], 1))
+    instances.pred_classes = torch.randint(num_classes, (num_instances,), generator=generator)
+    instances.scores = torch.linspace(1, 0.1, num_instances)
+    return instances
+
+
+def _prepare_model(workload: Workload) -> Callable[[], Any]:
+    # Else most proposals are clipped to the whole image, and non-maximum suppression leaves one
+    deltas = workload.model.proposal_generator.rpn_head.anchor_deltas
+    nn.init.zeros_(deltas.weight)
+    nn.init.zeros_(deltas.bias)
+    forward_box = workload.model.roi_heads._forward_box
+
+    def forward_box_but_return_drawn(*inputs: Any) -> list[Instances]:
+        forward_box(*inputs)
+        return workload.detections()
+
+    workload.model.roi_heads._forward_box = forward_box_but_return_drawn
+    height, width = workload.settings.size
+    images = torch.randint(256, (workload.settings.batch_size, 3, height, width), dtype=torch.uint8)
+    inputs = [{"image": image, "height": height, "width": width} for image in images]
+    return lambda: workload.model(inputs)
+
+
+def _prepare_branch(workload: Workload) -> Callable[[], Any]:
+    model, settings = workload.model, workload.settings
+    divisor = max(model.backbone.size_divisibility, 1)
+    padded = [math.ceil(side / divisor) * divisor for side in settings.size]
+    features = {}
+    for name, shape in model.backbone.output_shape().items():
+        size = [math.ceil(side / shape.stride) for side in padded]
+        features[name] = workload.place(torch.randn(settings.batch_size, shape.channels, *size))
+    return lambda: model.roi_heads.forward_with_given_boxes(features, workload.detections())
+
+
+def _prepare_head(workload: Workload) -> Callable[[], Any]:
+    network = MaskNetwork(workload.model)
+    num_instances = len(workload.drawn) * workload.settings.batch_size
+    classes, *features = network.example_inputs(num_instances)
+    inputs = [classes.to(workload.settings.device), *map(workload.place, features)]
+    return lambda: network(*inputs)
+
+
+def _prepare_refine(workload: Workload) -> Callable[[], Any]:
+    from airm.cost import DrawnMaskPass, draw_mask  # airm is built on this package
+
+    size = workload.settings.size
+    images = torch.randint(256, (workload.settings.batch_size, 3, *size), dtype=torch.uint8)
+    mask = draw_mask(*size).to(workload.settings.device)
+    return lambda: [DrawnMaskPass.of(workload.model, image).refine(mask) for image in images]
+
+
+_PREPARE = {"model": _prepare_model, "branch": _prepare_branch, "head": _prepare_head, "refine": _prepare_refine}
+
+
+def _time(call: Callable[[], Any], device: str) -> float:
+    """Return the milliseconds of one call, on CUDA until its last kernel has ended."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _peak_memory(device: str, reset: bool = False) -> float:
+    if device == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 1e6
+    # Kilobytes on Linux, bytes on macOS; the system offers no reset
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,179 @@
+"""Pictures of the gallery: an image with the masks over it, small enough that a page can hold hundreds of them.
+
+A *layer* is a list of masks that are shown together: "truth", "coarse", "run0", "run1", ...
+"""
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_util
+
+from pixelmask.drawing import find_largest_change
+from pixelmask.images import read_picture
+
+WEBP_QUALITY = 78
+Window = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """A mask of an image as COCO RLE, with its class index and score, if any, and the number of its object.
+
+    Masks of one object in different layers, such as a true mask and what was found of it, have one number.
+    """
+
+    rle: dict[str, Any]
+    object: int
+    label: int | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """The P x P patch labels (:class:`~patchdct.patches.PatchLabel`) of a detection, in its xyxy box in pixels."""
+
+    box: tuple[float, float, float, float]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the gallery with all that is shown and sorted by.
+
+    ``values`` has figures by name for each run, None where there is nothing to measure; ``objects`` the same of each
+    object, with its class index as "label". ``disagreements`` has a value for each pair of runs, by "0-1", "0-2", ...
+    """
+
+    name: str
+    file: str
+    layers: dict[str, list[LayerMask]]
+    values: dict[str, list[float | None]]
+    disagreements: dict[str, float | None]
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    patches: dict[str, list[PatchGrid]] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the page sorts and filters by."""
+        labels = {mask.label for masks in self.layers.values() for mask in masks if mask.label is not None}
+        return {
+            "name": self.name,
+            "labels": sorted(labels),
+            "values": self.values,
+            "disagreements": self.disagreements,
+            "objects": self.objects,
+        }
+
+    def views(self, size: int) -> list[dict[str, Any]]:
+        """Return what the page draws: the image in at most ``size`` pixels a side, as it is or reduced.
+
+        Of a reduced image there is a second view, in its own pixels: where masks differ most, those of the first two
+        runs, or those of one run and the truth.
+
+        Raises:
+            UserError: if the image cannot be read.
+        """
+        image = read_picture(self.file)
+        height, width = image.shape[:2]
+        scale = min(1.0, size / max(height, width))
+        whole = slice(0, height), slice(0, width)
+        if scale == 1:
+            return [self._view(image, whole, 1.0, f"whole image, {width} x {height} pixels")]
+        views = [self._view(image, whole, scale, f"whole image, {width} x {height} pixels reduced to {scale:.0%}")]
+        window = find_largest_change(self._difference(height, width))
+        if window is not None:
+            part = f"largest difference, from pixel {window[1].start}, {window[0].start}, not reduced"
+            views.append(self._view(image, window, 1.0, part))
+        return views
+
+    def _difference(self, height: int, width: int) -> np.ndarray:
+        runs = sorted(key for key in self.layers if key.startswith("run"))
+        pair = [*runs[:2], *(key for key in ("truth", "coarse") if key in self.layers)][:2]
+        first, second = (_union(self.layers[key], height, width) for key in (pair[0], pair[-1]))
+        return first ^ second
+
+    def _view(self, image: np.ndarray, window: Window, scale: float, label: str) -> dict[str, Any]:
+        part = image[window]
+        width, height = (max(1, round(side * scale)) for side in (part.shape[1], part.shape[0]))
+        left, top = window[1].start, window[0].start
+        return {
+            "label": label,
+            "width": width,
+            "height": height,
+            "image": encode_image(resize(part, width, height)),
+            "layers": {
+                key: [encoded for mask in masks if (encoded := _encode_part(mask, window, width, height))]
+                for key, masks in self.layers.items()
+            },
+            "patches": {
+                key: [
+                    {
+                        "box": [
+                            round((v - o) * scale, 2) for v, o in zip(grid.box, (left, top, left, top), strict=True)
+                        ],
+                        "side": len(grid.labels),
+                        "labels": "".join(str(int(label)) for label in grid.labels.ravel()),
+                    }
+                    for grid in grids
+                ]
+                for key, grids in self.patches.items()
+            },
+        }
+
+
+def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Reduce an image or a boolean mask (half a pixel is inside), or return it as it is if it has this size."""
+    if image.shape[:2] == (height, width):
+        return image
+    if image.dtype == bool:
+        return cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) >= 0.5
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def encode_image(image: np.ndarray) -> str:
+    """Return an (H, W, 3) uint8 RGB image as a data URI of WebP."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "WEBP", quality=WEBP_QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any] | None:
+    """Encode an (H, W) boolean mask for the page; None if it is empty.
+
+    Returns:
+        "box", [left, top, width, height] of its pixels; and "runs", base64 of one byte for each run of equal pixels in
+        the box, row by row, background first. A run of more than 255 is 255, 0, ..., the 0 being of the other kind.
+    """
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    if not width:
+        return None
+    pixels = mask[top : top + height, left : left + width].ravel()
+    ends = np.flatnonzero(np.diff(pixels, prepend=False, append=not pixels[-1]))
+    runs = np.diff(ends, prepend=0)
+    lengths = 2 * (runs // 255) + 1
+    last = np.cumsum(lengths) - 1
+    place = np.arange(lengths.sum()) - np.repeat(last - lengths + 1, lengths)
+    data = np.where(place % 2 == 0, 255, 0).astype(np.uint8)
+    data[last] = runs % 255
+    return {"box": [left, top, width, height], "runs": base64.b64encode(data.tobytes()).decode()}
+
+
+def _encode_part(mask: LayerMask, window: Window, width: int, height: int) -> dict[str, Any] | None:
+    pixels = mask_util.decode(mask.rle).astype(bool)[window]
+    encoded = encode_mask(np.ascontiguousarray(resize(pixels, width, height)))
+    if encoded is None:
+        return None
+    score = None if mask.score is None else round(mask.score, 4)
+    return {**encoded, "object": mask.object, "label": mask.label, "score": score}
+
+
+def _union(masks: Iterable[LayerMask], height: int, width: int) -> np.ndarray:
+    rles = [mask.rle for mask in masks]
+    if not rles:
+        return np.zeros((height, width), bool)
+    return mask_util.decode(mask_util.merge(rles)).astype(bool)

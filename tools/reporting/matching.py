@@ -1,0 +1,158 @@
+"""Detections of several runs on one image, matched to the truth and to each other."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from pixelmask.evaluation.boundary import DILATION_RATIO, rle_to_boundary
+
+from .gallery import LayerMask, Picture
+
+MATCHING_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A true or detected object: its mask as compressed RLE, its class index, and the score of a detection."""
+
+    rle: dict[str, Any]
+    label: int
+    score: float | None = None
+
+
+def overlaps(first: Sequence[Instance], second: Sequence[Instance]) -> np.ndarray:
+    """Return the (N, M) mask IoUs of N instances with M."""
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
+    return np.asarray(mask_util.iou([a.rle for a in first], [b.rle for b in second], [0] * len(second)))
+
+
+def match(detections: Sequence[Instance], objects: Sequence[Instance]) -> list[int | None]:
+    """Return for each detection, best score first, the free object of its class with the largest IoU.
+
+    None for a detection that has no mask IoU of at least 0.5 with a free object.
+    """
+    ious = overlaps(detections, objects)
+    free = set(range(len(objects)))
+    found: list[int | None] = []
+    for detection, row in zip(detections, ious, strict=True):
+        candidates = [i for i in free if objects[i].label == detection.label and row[i] >= MATCHING_IOU]
+        best = max(candidates, key=lambda i: (row[i], -i), default=None)
+        free.discard(-1 if best is None else best)
+        found.append(best)
+    return found
+
+
+def boundary_iou(a: Instance, b: Instance, dilation_ratio: float = DILATION_RATIO) -> float:
+    """Return the smaller of mask IoU and IoU of the boundaries, as Boundary AP does."""
+    boundaries = [rle_to_boundary(mask.rle, dilation_ratio) for mask in (a, b)]
+    return min(float(overlaps([a], [b])[0, 0]), float(mask_util.iou(boundaries[:1], boundaries[1:], [0])[0, 0]))
+
+
+def disagreement(a: Instance, b: Instance) -> float:
+    """Return 1 - IoU of two masks, 0 if both are empty."""
+    if not mask_util.area(a.rle) and not mask_util.area(b.rle):
+        return 0.0
+    return 1 - float(overlaps([a], [b])[0, 0])
+
+
+@dataclass
+class FoundObject:
+    """An object, true or not, and the detection that each run has of it."""
+
+    truth: Instance | None
+    detections: list[Instance | None]
+
+    @property
+    def label(self) -> int:
+        return self.shape.label
+
+    @property
+    def shape(self) -> Instance:
+        """The true object, or else the first run's detection."""
+        return next(instance for instance in (self.truth, *self.detections) if instance is not None)
+
+    def disagreement(self, i: int, j: int) -> float | None:
+        """1 - IoU of two runs' masks; 1 if only one has the object, None if neither has."""
+        pair = [d for d in (self.detections[i], self.detections[j]) if d is not None]
+        if not pair:
+            return None
+        return disagreement(*pair) if len(pair) == 2 else 1.0
+
+    def boundary_ious(self, dilation_ratio: float) -> list[float | None]:
+        """Of each run's detection with the truth; 0 without a detection, None where there is no such true object."""
+        if self.truth is None:
+            return [None] * len(self.detections)
+        return [0.0 if d is None else boundary_iou(self.truth, d, dilation_ratio) for d in self.detections]
+
+
+def find_objects(truth: Sequence[Instance], runs: Sequence[Sequence[Instance]]) -> list[FoundObject]:
+    """Put together the true objects, then those that are none, each with the runs' detections of it.
+
+    Detections that are of no true object are matched to those of the runs before, in the same way.
+    """
+    objects = [FoundObject(instance, [None] * len(runs)) for instance in truth]
+    for i, detections in enumerate(runs):
+        rest = []
+        for detection, index in zip(detections, match(detections, truth), strict=True):
+            if index is None:
+                rest.append(detection)
+            else:
+                objects[index].detections[i] = detection
+        others = objects[len(truth) :]
+        for detection, index in zip(rest, match(rest, [o.shape for o in others]), strict=True):
+            found = FoundObject(None, [None] * len(runs)) if index is None else others[index]
+            found.detections[i] = detection
+            if index is None:
+                objects.append(found)
+    return objects
+
+
+def compare(
+    name: str, file: str, truth: Sequence[Instance], runs: Sequence[Sequence[Instance]], dilation_ratio: float
+) -> Picture:
+    """Compare runs' detections on one image with its truth and with each other.
+
+    Values of the image: "score", the mean of the detections; "boundary_iou", the mean of the true objects, in which a
+    missed one counts as 0. The disagreement of two runs is the mean of the objects that either has found, 0 if none.
+    """
+    objects = find_objects(truth, runs)
+    pairs = list(itertools.combinations(range(len(runs)), 2))
+    layers: dict[str, list[LayerMask]] = {"truth": [], **{f"run{i}": [] for i in range(len(runs))}}
+    entries: list[dict[str, Any]] = []
+    for number, found in enumerate(objects):
+        for key, instance in zip(layers, (found.truth, *found.detections), strict=True):
+            if instance is not None:
+                layers[key].append(LayerMask(instance.rle, number, instance.label, instance.score))
+        entries.append(
+            {
+                "label": found.label,
+                "isTrue": found.truth is not None,
+                "values": {
+                    "score": [None if d is None else d.score for d in found.detections],
+                    "boundary_iou": found.boundary_ious(dilation_ratio),
+                },
+                "disagreements": {f"{i}-{j}": found.disagreement(i, j) for i, j in pairs},
+            }
+        )
+    values = {
+        key: [_mean(entry["values"][key][i] for entry in entries) for i in range(len(runs))]
+        for key in ("score", "boundary_iou")
+    }
+    disagreements: dict[str, float | None] = {
+        pair: _mean(e["disagreements"][pair] for e in entries) or 0.0 for pair in _keys(pairs)
+    }
+    return Picture(name, file, layers, values, disagreements, entries)
+
+
+def _keys(pairs: Sequence[tuple[int, int]]) -> list[str]:
+    return [f"{i}-{j}" for i, j in pairs]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,132 @@
+"""The HTML page: its fixed parts are in ``assets/``, its tables are written here, all else is drawn by its script.
+
+The page carries a content security policy: only its own script and style, known by their hashes, and images within it.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pixelmask.files import whole_or_not_at_all
+
+from .gallery import Picture
+from .runs import Run
+from .tables import Table
+
+FOLDER = Path(__file__).parent / "assets"
+SCRIPTS = ("masks.js", "panels.js", "curves.js", "gallery.js", "zoom.js", "main.js")
+ACCURACY = re.compile(r"(^|/)(bbox|segm|boundary|refinement|lvis_v[\d.]+_(segm|boundary))/[^/]+$")
+LOSS = re.compile(r"loss")
+
+
+class Content(NamedTuple):
+    """What a page is about. ``measures`` has the names of the pictures' values; no pictures, no gallery."""
+
+    runs: Sequence[Run]
+    data_set: str
+    tables: Sequence[Table]
+    class_names: list[str]
+    measures: dict[str, str]
+    pictures: Iterable[Picture]
+
+
+def write_page(path: Path, content: Content, image_size: int) -> None:
+    """Write a page; what was at this path stays there if it fails.
+
+    Raises:
+        UserError: if an image cannot be read.
+    """
+    with whole_or_not_at_all(path) as partial, open(partial, "w", encoding="utf-8") as f:
+        f.writelines(_parts(content, image_size))
+
+
+def _parts(content: Content, image_size: int) -> Iterator[str]:
+    """Yield the page piece by piece: it may be large."""
+    template = (FOLDER / "page.html").read_text(encoding="utf-8")
+    before, after = template.split("{{data}}")
+    style = (FOLDER / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    title = f"{', '.join(run.name for run in content.runs)} on {content.data_set}"
+    texts = {
+        "title": html.escape(title),
+        "style": style,
+        "style_hash": _hash(style),
+        "script": script,
+        "script_hash": _hash(script),
+        "tables": "\n".join(map(_table_html, content.tables)),
+        "runs": "\n".join(f"<li>{html.escape(run.name)}: {html.escape(str(run.folder))}</li>" for run in content.runs),
+    }
+    yield _fill(before, texts)
+    summaries = []
+    for i, picture in enumerate(content.pictures):
+        yield data_block(f"item-{i}", picture.views(image_size))
+        summaries.append(picture.summary())
+    yield data_block(
+        "data",
+        {
+            "runs": [run.name for run in content.runs],
+            "isRefinement": content.runs[0].is_refinement,
+            "classes": content.class_names,
+            "measures": content.measures,
+            "curves": {
+                "loss": _curves(content.runs, lambda key: bool(LOSS.search(key)) or key == "lr"),
+                "accuracy": _curves(content.runs, lambda key: bool(ACCURACY.search(key))),
+            },
+            "items": summaries,
+        },
+    )
+    yield _fill(after, texts)
+
+
+def data_block(name: str, value: Any) -> str:
+    """Return a script element that holds a value as JSON; no text in it can end the element.
+
+    Raises:
+        ValueError: if the value has NaN or infinities, which JSON cannot tell.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return f'<script type="application/json" id="{name}">{text.replace("<", chr(92) + "u003c")}</script>\n'
+
+
+def _curves(runs: Sequence[Run], is_wanted: Any) -> dict[str, list[list[tuple[int, float]]]]:
+    """Return a list of points of each run for each quantity; an empty one for a run without it."""
+    keys = dict.fromkeys(key for run in runs for key in run.curves if is_wanted(key))
+    return {key: [[(x, _rounded(y)) for x, y in run.curves.get(key, [])] for run in runs] for key in keys}
+
+
+def _rounded(value: float) -> float:
+    """Keep six digits."""
+    return float(f"{value:.6g}") if math.isfinite(value) else value
+
+
+def _table_html(table: Table) -> str:
+    caption = html.escape(table.caption)
+    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
+    rows = "\n".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(f"<td>{html.escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, cells in table.rows
+    )
+    # A region that scrolls is in reach of the keyboard only with a tabindex
+    text = f"""<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table>
+<caption>{caption}</caption>
+<thead><tr><td></td>{head}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table></div>"""
+    return f"<details><summary>{caption}</summary>\n{text}\n</details>" if table.is_detail else text
+
+
+def _fill(template: str, texts: dict[str, str]) -> str:
+    """Put texts at their {{name}}, in one pass: what looks like one within a text stays as it is."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: texts[found[1]], template)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,80 @@
+"""MODEL_ZOO.md: every row with its config, the paper's figures, those obtained so far, and the command that makes them.
+
+``obtained.json`` holds the obtained figures that are committed: by table and row what ``show --format json`` has of it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .provenance import ROOT
+from .report import markdown_table, number_text
+from .results import as_dict, results_of
+from .session import Session
+from .tables import Row, Table, Tables
+
+OBTAINED = Path(__file__).with_name("obtained.json")
+MODEL_ZOO = ROOT / "MODEL_ZOO.md"
+_HEAD = """# Model zoo
+
+Every row of the tables of two papers, made by one command each: `python tools/reproduce.py run TABLE --row ROW`.
+
+- {patchdct}
+- AIRM: {airm}
+
+"Paper" is what the paper prints. "Obtained" is what a whole run with this code gave on the same data, and is empty
+where nobody has made one. Rows without a config are figures of other projects.
+
+`python tools/reproduce.py list` adds the data that each row needs and the GPU hours to expect; `show TABLE` the commit,
+the schedule really run and the version of the annotations; `run TABLE --quick` runs the same rows with small models on
+drawn images. This file is written by `python tools/reproduce.py zoo` from `tools/reproduction/tables.yaml` and
+`tools/reproduction/obtained.json`.
+"""
+
+
+def read_obtained(path: Path = OBTAINED) -> dict[str, dict[str, Any]]:
+    """Return the committed results by table and row."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def collect(tables: Tables, session: Session, path: Path = OBTAINED) -> list[str]:
+    """Take the evaluated rows of this machine over into the committed results; return "TABLE ROW" of each."""
+    obtained, taken = read_obtained(path), []
+    for table in tables.tables.values():
+        results = results_of(table, table.rows, session)
+        for line in as_dict(table, table.rows, results, quick=False)["rows"]:
+            figures = {name: f["obtained"] for name, f in line["figures"].items() if f["obtained"] is not None}
+            if figures and line["state"] == "evaluated":
+                about = {key: line[key] for key in ("commit", "schedule", "annotations", "device", "changes")}
+                obtained.setdefault(table.name, {})[line["row"]] = {**about, "obtained": figures}
+                taken.append(f"{table.name} {line['row']}")
+    path.write_text(json.dumps(obtained, indent=2) + "\n", encoding="utf-8")
+    return taken
+
+
+def model_zoo(tables: Tables, obtained: dict[str, dict[str, Any]]) -> str:
+    """Return the text of MODEL_ZOO.md."""
+    parts = [_HEAD.format(**tables.papers)]
+    for table in tables.tables.values():
+        lines = [f"## {table.heading}", ""] + ([table.note, ""] if table.note else [])
+        body = [line for row in table.rows for line in _lines(table, row, obtained.get(table.name, {}).get(row.name))]
+        header = [*table.labels, "config", "", *(column.name for column in table.columns), "command"]
+        lines += markdown_table(header, body)
+        runs = [(row, entry) for row in table.rows if (entry := obtained.get(table.name, {}).get(row.name))]
+        if runs:
+            keys = ("commit", "schedule", "annotations", "device", "changes")
+            lines += ["", *markdown_table(["row", *keys], [[r.name, *(e[key] for key in keys)] for r, e in runs])]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _lines(table: Table, row: Row, entry: dict[str, Any] | None) -> list[list[str]]:
+    paper = [figure or "" for figure in row.paper]
+    if not row.config:
+        return [[*row.labels, "not this project's", "paper", *paper, ""]]
+    config = f"[{Path(row.config).name}](configs/{row.config}.yaml)"
+    command = f"`python tools/reproduce.py run {table.name} --row {row.name}`"
+    figures = (entry or {"obtained": {}})["obtained"]
+    obtained = [number_text(figures.get(column.name), table.decimals(i)) for i, column in enumerate(table.columns)]
+    blank = [""] * (len(row.labels) + 1)
+    return [[*row.labels, config, "paper", *paper, command], [*blank, "obtained", *obtained, ""]]
