@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from pixelmask.checkpoint.checkpointer import load_trained
 from pixelmask.checkpoint.files import by_name, read_torch
-from pixelmask.config import get_cfg, load_cfg
+from pixelmask.config import load_cfg, parse_cfg
 from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 
@@ -181,7 +180,7 @@ def _find_config(weights: Path, config: str | os.PathLike | None, device: torch.
         return load_cfg(os.fspath(config), opts)
     text = None if weights.suffix == ".pkl" else by_name(str(weights), read_torch(str(weights))).get("config")
     if isinstance(text, str):
-        return _parse_config(text, weights, opts)
+        return parse_cfg(text, f"{weights}", opts)
     beside = weights.with_name("config.yaml")
     if not beside.is_file():
         raise UserError(
@@ -189,17 +188,3 @@ def _find_config(weights: Path, config: str | os.PathLike | None, device: torch.
             "trained with (config=..., --config)"
         )
     return load_cfg(str(beside), opts)
-
-
-def _parse_config(text: str, weights: Path, opts: list[str]) -> CfgNode:
-    cfg = get_cfg()
-    try:
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
-        cfg.merge_from_list(opts)
-    except (KeyError, AssertionError, AttributeError, ValueError, yaml.YAMLError) as e:
-        raise UserError(
-            f"the config in {weights} cannot be used: {str(e).strip(chr(39))}. Was it written by another version? Give "
-            "a YAML file (config=..., --config)"
-        ) from None
-    cfg.freeze()
-    return cfg

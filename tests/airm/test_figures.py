@@ -45,7 +45,7 @@ def image_and_mask(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor
 
 def make_run(folder: Path, ious: dict[str, float], mapping="SIRMF", kernel=3, train=("a", "b"), plain=True) -> Path:
     """Write what a run leaves: the config and the metrics of its test sets."""
-    cfg = get_cfg()
+    cfg = get_cfg("AIRM")
     cfg.MODEL.META_ARCHITECTURE = "AIRM"
     cfg.MODEL.AIRM.MAPPING = mapping
     cfg.MODEL.PLAIN_CNN.KERNEL_SIZE = kernel

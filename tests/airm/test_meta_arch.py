@@ -108,7 +108,7 @@ def test_main_model_has_the_papers_size():
 
 
 def test_inference_has_the_same_defaults_in_the_config_and_without():
-    keys = get_cfg().MODEL.AIRM
+    keys = get_cfg("AIRM").MODEL.AIRM
     assert Settings() == Settings(**{name: keys[name.upper()] for name in Settings._fields})._replace(
         ratios=tuple(keys.RATIOS)
     )

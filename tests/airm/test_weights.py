@@ -93,7 +93,7 @@ def tiny():
 
 @pytest.mark.parametrize("shapes", [published_shapes, hugging_face_shapes])
 def test_b1_loads_completely(tmp_path, shapes):
-    cfg = get_cfg()
+    cfg = get_cfg("AIRM")
     cfg.merge_from_file("configs/airm/airm_mit_b1.yaml")
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)

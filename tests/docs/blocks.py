@@ -12,7 +12,7 @@ SHOWN = ("", "text", "yaml", "bibtex")
 
 # Pages whose blocks a test of the suite executes, as they stand there
 TESTED_ELSEWHERE = {
-    "docs/custom_data.md": "tests/test_tutorial.py",
+    "docs/custom_data.md": "tests/docs/test_tutorial.py",
     "docs/extending.md": "tests/test_extending.py",
 }
 

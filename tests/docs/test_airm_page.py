@@ -14,7 +14,7 @@ from airm.query import Axis, pixel_centres, query_grid
 from airm.refine.memory import SMALLEST_CHUNK, SMALLEST_TILE, estimate_peak
 from airm.tiling import grid_axis
 from pixelmask.config import get_cfg, load_cfg
-from tests.test_equation_tables import table_rows
+from tests.docs.test_equation_tables import table_rows
 
 AIRM, REFINING = (Path("docs", f"{name}.md").read_text() for name in ("airm", "refining_images"))
 NODES = ("MODEL.MIT", "MODEL.PLAIN_CNN", "MODEL.AIRM", "INPUT.REFINEMENT")
@@ -28,7 +28,7 @@ def rows(text: str, header: str) -> list[list[str]]:
 
 
 def test_every_key_has_its_default_and_there_are_no_others():
-    cfg = get_cfg()
+    cfg = get_cfg("AIRM")
     described = {key.strip("`"): value for key, value, *_ in rows(AIRM, "| key | default | meaning | varied in |")}
     expected = {f"{node}.{key}": value for node in NODES for key, value in find(cfg, node).items()}
     expected["DATASETS.REFINEMENT"] = cfg.DATASETS.REFINEMENT
@@ -44,7 +44,7 @@ def find(cfg, name):
 @pytest.mark.parametrize("text", [AIRM, REFINING])
 def test_keys_in_the_text_exist(text):
     for name in re.findall(r"\b(?:MODEL|INPUT|DATASETS|SOLVER|TEST)(?:\.[A-Z0-9_]+)+", text):
-        find(get_cfg(), name)
+        find(get_cfg("AIRM"), name)
 
 
 def test_every_equation_has_a_row():
@@ -100,10 +100,10 @@ def test_memory_estimates():
     tiles = (100_000, 1024, 512)
     for name, *peaks, least in rows(REFINING, "| image | whole | tiles of 1024 | tiles of 512 | the least possible |"):
         width, height = map(int, name.split(" x "))
-        padded = [grid_axis(n, 1.0, get_cfg().MODEL.AIRM.PADDING).padded for n in (height, width)]
+        padded = [grid_axis(n, 1.0, get_cfg("AIRM").MODEL.AIRM.PADDING).padded for n in (height, width)]
         for tile, peak in zip(tiles, peaks, strict=True):
             encoded = min(tile, padded[0]) * min(tile, padded[1])
-            estimate = estimate_peak((height, width), 1, encoded, get_cfg().MODEL.AIRM.QUERY_CHUNK)
+            estimate = estimate_peak((height, width), 1, encoded, get_cfg("AIRM").MODEL.AIRM.QUERY_CHUNK)
             assert peak == f"{estimate / 2**30:.1f} GiB"
         assert least == f"{estimate_peak((height, width), 1, SMALLEST_TILE**2, SMALLEST_CHUNK) / 2**30:.2f} GiB"
 

@@ -26,7 +26,7 @@ from pixelmask.data.coco_format import check_coco_file
 from pixelmask.data.mapper import CheckedDatasetMapper
 from pixelmask.errors import UserError
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TUTORIAL = (REPOSITORY / "docs" / "custom_data.md").read_text(encoding="utf-8")
 SECOND_PART = "## Refining masks"
 SHAPES_CONFIG = "configs/patchdct/shapes/patchdct_shapes.yaml"

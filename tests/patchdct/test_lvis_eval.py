@@ -15,8 +15,8 @@ from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
 from patchdct.data.lvis_format import cocofied_file
 from patchdct.evaluation.lvis_eval import Truth, evaluate_lvis
 from pixelmask.errors import UserError
-from tests.patchdct.test_boundary import by_definition
-from tests.patchdct.test_evaluation import annotate, blob, jitter
+from tests.pixelmask.test_boundary import by_definition
+from tests.pixelmask.test_evaluation import annotate, blob, jitter
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 SIZE = (100, 100)  # its boundaries are 3 pixels wide

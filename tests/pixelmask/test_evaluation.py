@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pixelmask.evaluation import COCOInstanceEvaluator
-from tests.patchdct.test_boundary import by_definition
+from tests.pixelmask.test_boundary import by_definition
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 CATEGORY_IDS = [3, 7, 20]

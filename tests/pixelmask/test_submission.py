@@ -15,7 +15,7 @@ from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 from pixelmask.evaluation import COCOInstanceEvaluator
 from pixelmask.evaluation.submission import write_submission
-from tests.patchdct.test_evaluation import evaluate, make_detections, make_truth
+from tests.pixelmask.test_evaluation import evaluate, make_detections, make_truth
 
 
 @pytest.fixture

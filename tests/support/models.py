@@ -105,7 +105,7 @@ def feature_maps(num_images: int, channels: int = 16, size: int = 96, seed: int 
 
 def tiny_airm_cfg(**airm: Any) -> CfgNode:
     """AIRM with a Mix Transformer that is built and run on the CPU in a moment; ``airm`` overrides keys of AIRM."""
-    cfg = get_cfg()
+    cfg = get_cfg("AIRM")
     cfg.merge_from_file("configs/airm/Base-AIRM.yaml")
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.models import load_tool
 
-TOOL = Path(__file__).parents[1] / "tools" / "install_detectron2.py"
+TOOL = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
 SOURCES = {
     "LICENSE": "Apache License\n",
     "setup.py": "raise SystemExit('must never run')\n",
