@@ -1,7 +1,7 @@
 """Figures of models whose weights are drawn from their parameters' names, noted when these names were published.
 
-A parameter that is renamed, reshaped or used otherwise gives other figures: a checkpoint would no longer evaluate to the
-digits that it did.
+A parameter that is renamed, reshaped or used otherwise gives other figures: a checkpoint would no longer evaluate to
+the digits that it did.
 """
 
 import zlib

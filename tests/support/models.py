@@ -8,6 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances
 
+import airm  # noqa: F401  registers its keys and models
+import patchdct  # noqa: F401  likewise
 from pixelmask.config import get_cfg
 
 HEADS = {
