@@ -105,8 +105,8 @@ def feature_maps(num_images: int, channels: int = 16, size: int = 96, seed: int 
     }
 
 
-def tiny_airm_cfg(**airm: Any) -> CfgNode:
-    """AIRM with a Mix Transformer that is built and run on the CPU in a moment; ``airm`` overrides keys of AIRM."""
+def tiny_airm_cfg(**keys: Any) -> CfgNode:
+    """AIRM with a Mix Transformer that is built and run on the CPU in a moment; ``keys`` overrides those of AIRM."""
     cfg = get_cfg("AIRM")
     cfg.merge_from_file("configs/airm/Base-AIRM.yaml")
     cfg.MODEL.DEVICE = "cpu"
@@ -117,6 +117,6 @@ def tiny_airm_cfg(**airm: Any) -> CfgNode:
     cfg.INPUT.REFINEMENT.CROP_SIZE = 64
     cfg.DATALOADER.NUM_WORKERS = 0
     small = {"STAGE_CHANNELS": 8, "HIDDEN_FEATURES": [8, 8], "HYPERNETWORK_CHANNELS": [8, 8]}
-    for key, value in {**small, **airm}.items():
+    for key, value in {**small, **keys}.items():
         cfg.MODEL.AIRM[key] = value
     return cfg
