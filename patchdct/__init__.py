@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 from pixelmask.errors import UserError
 
-from .baselines import BinaryGridBranch, TwoStageDCTBranch
+from .baselines import BinaryGridBranch, DCTMaskBranch, TwoStageDCTBranch
 from .dct import DCTMaskCodec, dct_matrix, zigzag_order
-from .mask_branch import DCTMaskBranch, RefinementBranch
+from .mask_branch import MaskBranchSizes, RefinementBranch
 from .patch_branch import PatchDCTBranch, PatchPrediction
 from .patches import PatchLabel, assemble_patches, classify_patches, split_into_patches
 
@@ -17,6 +17,7 @@ __all__ = [
     "BinaryGridBranch",
     "DCTMaskBranch",
     "DCTMaskCodec",
+    "MaskBranchSizes",
     "PatchDCTBranch",
     "PatchLabel",
     "PatchPrediction",
@@ -33,12 +34,16 @@ __all__ = [
 if find_spec("detectron2") is not None:
     from .backbone.narrow_resnet import build_narrow_resnet_fpn_backbone
     from .backbone.swin import SwinTransformer, build_swin_fpn_backbone
-    from .baselines import MaskRCNNBinaryGridHead, MaskRCNNTwoStageDCTHead
     from .config import add_dctmask_config, add_patchdct_config
-    from .mask_head import MaskRCNNDCTHead, MaskRCNNPatchDCTHead
+    from .mask_head import (
+        MaskRCNNBinaryGridHead,
+        MaskRCNNDCTHead,
+        MaskRCNNPatchDCTHead,
+        MaskRCNNTwoStageDCTHead,
+        PatchDCTROIHeads,
+        RefinementHead,
+    )
     from .predictor import Predictor
-    from .refinement_head import RefinementHead
-    from .roi_heads import PatchDCTROIHeads
     from .trainer import Trainer
 
     __all__ += [

@@ -1,10 +1,13 @@
-"""The networks of the mask branches up to what refines a mask, from RoI features to DCT vectors. Imports torch alone.
+"""What all refinements share: a DCT-Mask stage, and its mask fused with a fine feature (PatchDCT, Fig. 2, left).
 
-Letters: B instances, C classes (1 if class-agnostic), R and S sides of the coarse and the fine RoI feature, H hidden
-features, N length of the mask's DCT vector, M side of the refined mask.
+Imports torch alone. Letters: B instances, C classes (1 if class-agnostic), R and S sides of the coarse and the fine RoI
+feature, H hidden features, N length of the mask's DCT vector, K side of the mask that it encodes, M side of the refined
+mask.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,67 +15,90 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dct import DCTMaskCodec, nearest_positions
-from .layers import ConvReLU, MaskFCN, Norm
+from .losses import check_loss_type
+
+Norm = Callable[[int], nn.Module]
 
 
-class DCTMaskBranch(MaskFCN):
-    """DCT-Mask (Shen et al., CVPR 2021): a RoI feature to one DCT vector."""
+@dataclass(frozen=True)
+class MaskBranchSizes:
+    """The sizes of a mask branch; the defaults are those of the published PatchDCT."""
+
+    in_channels: int = 256
+    """Of the coarse RoI feature."""
+    fine_channels: int = 256
+    """Of the fine RoI feature."""
+    resolution: int = 14
+    """R."""
+    fine_resolution: int = 42
+    """S."""
+    conv_dim: int = 256
+    """Channels of ``mask_fcn*``."""
+    num_conv: int = 4
+    """Number of ``mask_fcn*``."""
+    hidden_features: int = 1024
+    """H."""
+    vector_dim: int = 300
+    """N."""
+    mask_size: int = 112
+    """K."""
+    assembled_size: int = 112
+    """M."""
+    num_refinements: int = 1
+    """How often the mask is refined, at least once."""
+    num_classes: int = 80
+    """C."""
+    norm: Norm | None = None
+    """Makes the normalisation of ``mask_fcn*`` from a number of channels."""
+
+    @property
+    def flat_features(self) -> int:
+        """Length of what ``mask_fcn*`` make of a coarse RoI feature."""
+        return (self.conv_dim if self.num_conv else self.in_channels) * self.resolution**2
+
+
+class ConvReLU(nn.Conv2d):
+    """A 3 x 3 convolution with an optional normalisation, followed by ReLU; its parameters carry its own name."""
 
     def __init__(
-        self,
-        in_channels: int,
-        *,
-        resolution: int = 14,
-        conv_dim: int = 256,
-        num_conv: int = 4,
-        hidden_features: int = 1024,
-        vector_dim: int = 300,
-        mask_size: int = 128,
-        num_classes: int = 1,
-        norm: Norm | None = None,
+        self, in_channels: int, out_channels: int, *, norm: Norm | None = None, stride: int = 1, padding: int = 1
     ):
-        """
-        Args:
-            in_channels: of the RoI feature.
-            resolution: R.
-            conv_dim: channels of ``mask_fcn*``.
-            num_conv: number of ``mask_fcn*``.
-            hidden_features: H.
-            vector_dim: N.
-            mask_size: side of the mask that the N elements encode.
-            num_classes: C; the published models have 1.
-            norm: makes the normalisation of ``mask_fcn*`` from a number of channels.
-        """
-        super().__init__(in_channels, conv_dim, num_conv, norm)
-        self.vector_dim = vector_dim
-        self.num_classes = num_classes
-        self.codec = DCTMaskCodec(mask_size, vector_dim)
-        channels = conv_dim if num_conv else in_channels
-        self.predictor_fc1 = nn.Linear(channels * resolution**2, hidden_features)
-        self.predictor_fc2 = nn.Linear(hidden_features, hidden_features)
-        self.predictor_fc3 = nn.Linear(hidden_features, num_classes * vector_dim)
-        for layer in (self.predictor_fc1, self.predictor_fc2):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.predictor_fc3.weight, std=0.001)
-        nn.init.zeros_(self.predictor_fc3.bias)
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=padding, bias=norm is None)
+        self.norm = norm(out_channels) if norm else None
 
-    def predict(self, x: Tensor, classes: Tensor) -> Tensor:
-        """(B, in_channels, R, R) features and (B,) classes to (B, N) DCT vectors."""
-        x = self.mask_fcn(x).flatten(1)
-        x = F.relu(self.predictor_fc2(F.relu(self.predictor_fc1(x))))
-        vectors = self.predictor_fc3(x)
-        if self.num_classes == 1:
-            return vectors
-        vectors = vectors.unflatten(1, (self.num_classes, self.vector_dim))
-        return vectors[torch.arange(len(classes), device=classes.device), classes]
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return F.relu(self.norm(x) if self.norm is not None else x)
+
+
+class MaskFCN(nn.Module):
+    """The 3 x 3 convolutions ``mask_fcn1``, ``mask_fcn2``, ... that start a Mask R-CNN mask head."""
+
+    def __init__(self, sizes: MaskBranchSizes):
+        super().__init__()
+        self.num_classes = sizes.num_classes
+        self.mask_fcn_names = [f"mask_fcn{i}" for i in range(1, sizes.num_conv + 1)]
+        in_channels = sizes.in_channels
+        for name in self.mask_fcn_names:
+            conv = ConvReLU(in_channels, sizes.conv_dim, norm=sizes.norm)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+            self.add_module(name, conv)
+            in_channels = sizes.conv_dim
+
+    def mask_fcn(self, x: Tensor) -> Tensor:
+        """(B, in_channels, R, R) RoI features to (B, conv_dim * R * R)."""
+        for name in self.mask_fcn_names:
+            x = getattr(self, name)(x)
+        return x.flatten(1)
 
 
 class RefinementBranch(MaskFCN):
-    """What PatchDCT and the methods beside it share: a DCT-Mask stage, and its mask fused with a fine feature.
+    """A DCT-Mask stage, and refinements of its mask that all have the same weights.
 
-    A subclass says how the fused feature becomes a better mask, by :meth:`refine` and :meth:`stage_masks`. All
-    refinements of a model have the same weights.
+    A subclass says how the fused feature becomes a better mask, by :meth:`refine` and :meth:`stage_masks`, and what it
+    is trained on, by :meth:`make_targets` and :meth:`stage_losses`.
     """
 
     coarse_positions: Tensor
@@ -81,51 +107,26 @@ class RefinementBranch(MaskFCN):
     needs_previous = False
     """Whether :meth:`refine` is given the whole mask that it is to refine."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        fine_channels: int,
-        *,
-        resolution: int = 14,
-        fine_resolution: int = 42,
-        conv_dim: int = 256,
-        num_conv: int = 4,
-        hidden_features: int = 1024,
-        vector_dim: int = 300,
-        mask_size: int = 112,
-        assembled_size: int = 112,
-        num_refinements: int = 1,
-        num_classes: int = 80,
-        norm: Norm | None = None,
-    ):
+    def __init__(self, sizes: MaskBranchSizes, *, loss_type: str = "l1"):
         """
         Args:
-            in_channels: of the coarse RoI feature.
-            fine_channels: of the fine RoI feature.
-            resolution: R.
-            fine_resolution: S.
-            conv_dim: channels of ``mask_fcn*``.
-            num_conv: number of ``mask_fcn*``.
-            hidden_features: H.
-            vector_dim: N.
-            mask_size: side of the mask that the N elements encode.
-            assembled_size: M.
-            num_refinements: how often the mask is refined, at least once.
-            num_classes: C.
-            norm: makes the normalisation of ``mask_fcn*`` from a number of channels.
+            sizes: of everything.
+            loss_type: R of Eq. 4 and 5, a key of :data:`patchdct.losses.REGRESSION_LOSSES`.
         """
-        super().__init__(in_channels, conv_dim, num_conv, norm)
-        self.assembled_size = assembled_size
-        self.num_refinements = num_refinements
-        self.num_classes = num_classes
-        self.codec = DCTMaskCodec(mask_size, vector_dim)
-        self.register_buffer("coarse_positions", nearest_positions(mask_size, fine_resolution), persistent=False)
-        self.register_buffer("refined_positions", nearest_positions(assembled_size, fine_resolution), persistent=False)
-        self.register_buffer("whole_positions", nearest_positions(mask_size, assembled_size), persistent=False)
-        channels = conv_dim if num_conv else in_channels
-        self.predictor = vector_predictor(channels * resolution**2, hidden_features, vector_dim)
-        self.reshape = ConvReLU(1, fine_channels)
-        self.fusion = nn.Sequential(ConvReLU(fine_channels, fine_channels), ConvReLU(fine_channels, fine_channels))
+        super().__init__(sizes)
+        self.sizes = sizes
+        self.loss_type = check_loss_type(loss_type)
+        mask_size, fine_resolution, channels = sizes.mask_size, sizes.fine_resolution, sizes.fine_channels
+        self.codec = DCTMaskCodec(mask_size, sizes.vector_dim)
+        for name, positions in {
+            "coarse_positions": nearest_positions(mask_size, fine_resolution),
+            "refined_positions": nearest_positions(sizes.assembled_size, fine_resolution),
+            "whole_positions": nearest_positions(mask_size, sizes.assembled_size),
+        }.items():
+            self.register_buffer(name, positions, persistent=False)
+        self.predictor = vector_predictor(sizes.flat_features, sizes)
+        self.reshape = ConvReLU(1, channels)
+        self.fusion = nn.Sequential(ConvReLU(channels, channels), ConvReLU(channels, channels))
 
     def refine(self, masks: Tensor, fine: Tensor, classes: Tensor, previous: Tensor | None = None) -> Any:
         """Predict a better mask.
@@ -142,8 +143,20 @@ class RefinementBranch(MaskFCN):
         """Return the (B, M, M) soft masks of what :meth:`refine` returned; ``final`` is that of the last refinement."""
         raise NotImplementedError
 
+    def stage_details(self, prediction: Any) -> dict[str, Tensor]:
+        """What else to show of the last refinement: (B, ...) by the name of a field of Detectron2's instances."""
+        return {}
+
+    def make_targets(self, masks: Tensor) -> Any:
+        """What :meth:`stage_losses` compares with, from (B, M, M) boolean true masks: here the masks as numbers."""
+        return masks.float()
+
+    def stage_losses(self, prediction: Any, targets: Any) -> dict[str, Tensor]:
+        """The parts of one refinement's loss, unweighted, by name."""
+        raise NotImplementedError
+
     def predict(self, x: Tensor, fine: Tensor, classes: Tensor) -> tuple[Tensor, list[Any]]:
-        """Run the DCT-Mask stage and every refinement.
+        """Run the DCT-Mask stage and every refinement (Sec. 3.3).
 
         Args:
             x: (B, in_channels, R, R) coarse RoI features.
@@ -153,11 +166,11 @@ class RefinementBranch(MaskFCN):
         Returns:
             the (B, N) coarse DCT vectors, and the prediction of each refinement.
         """
-        coarse_vectors = self.predict_coarse(x)
+        coarse_vectors = self.predictor(self.mask_fcn(x))
         masks = self.codec.decode(coarse_vectors, self.coarse_positions)
         previous = self.codec.decode(coarse_vectors, self.whole_positions) if self.needs_previous else None
         stages = [self.refine(masks, fine, classes, previous)]
-        while len(stages) < self.num_refinements:
+        while len(stages) < self.sizes.num_refinements:
             previous = self.stage_masks(stages[-1])
             masks = previous[:, self.refined_positions][:, :, self.refined_positions]
             stages.append(self.refine(masks, fine, classes, previous))
@@ -166,10 +179,6 @@ class RefinementBranch(MaskFCN):
     def infer(self, x: Tensor, fine: Tensor, classes: Tensor) -> Tensor:
         """The (B, M, M) soft masks of inference; for the arguments see :meth:`predict`."""
         return self.stage_masks(self.predict(x, fine, classes)[1][-1], final=True)
-
-    def predict_coarse(self, x: Tensor) -> Tensor:
-        """(B, in_channels, R, R) features to the (B, N) DCT vectors of the DCT-Mask stage."""
-        return self.predictor(self.mask_fcn(x).flatten(1))
 
     def fuse(self, masks: Tensor, fine: Tensor) -> Tensor:
         """(B, S, S) soft masks and (B, fine_channels, S, S) features to a feature of the latter's shape."""
@@ -195,14 +204,15 @@ class Downsample(nn.Sequential):
         return super().forward(x)
 
 
-def vector_predictor(in_features: int, hidden_features: int, vector_dim: int) -> nn.Sequential:
+def vector_predictor(in_features: int, sizes: MaskBranchSizes) -> nn.Sequential:
     """Three fully connected layers from a flat feature to a DCT vector."""
+    hidden = sizes.hidden_features
     return nn.Sequential(
-        nn.Linear(in_features, hidden_features),
+        nn.Linear(in_features, hidden),
         nn.ReLU(),
-        nn.Linear(hidden_features, hidden_features),
+        nn.Linear(hidden, hidden),
         nn.ReLU(),
-        nn.Linear(hidden_features, vector_dim),
+        nn.Linear(hidden, sizes.vector_dim),
     )
 
 

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from fvcore.nn import FlopCountAnalysis
@@ -13,11 +12,15 @@ from torch.export import Dim
 from pixelmask.errors import UserError
 from pixelmask.export import Export, ExportedFile
 
-from .mask_branch import DCTMaskBranch, RefinementBranch
+from .baselines import DCTMaskBranch
+from .mask_branch import RefinementBranch
 
 
 class MaskNetwork(nn.Module):
-    """The mask head of a model as a plain network: RoI features and classes in, soft masks out."""
+    """The mask head of a model as a plain network: classes and RoI features in, soft masks out."""
+
+    head: Any
+    num_classes: int
 
     def __init__(self, model: Any):
         """
@@ -34,26 +37,40 @@ class MaskNetwork(nn.Module):
                 f"{type(model).__name__} with {type(roi_heads).__name__} has no mask branch to look at: it takes "
                 "StandardROIHeads or a subclass, and MODEL.MASK_ON True"
             )
-        self.head = roi_heads.mask_head
-        if not isinstance(self.head, (RefinementBranch, DCTMaskBranch, MaskRCNNConvUpsampleHead)):
-            raise UserError(f"MODEL.ROI_MASK_HEAD.NAME {type(self.head).__name__} is not known to the analysis")
-        self.poolers = _poolers(roi_heads)
-        self.channels = model.backbone.output_shape()[roi_heads.mask_in_features[0]].channels
+        self.head = head = roi_heads.mask_head
+        if not isinstance(head, (RefinementBranch, DCTMaskBranch, MaskRCNNConvUpsampleHead)):
+            raise UserError(f"MODEL.ROI_MASK_HEAD.NAME {type(head).__name__} is not known to the analysis")
+        convs = isinstance(head, MaskRCNNConvUpsampleHead)
+        self.num_classes = self.head.predictor.out_channels if convs else self.head.num_classes
+        channels = model.backbone.output_shape()[roi_heads.mask_in_features[0]].channels
+        refines = isinstance(head, RefinementBranch)
+        poolers: list[Any] = [head.coarse_pooler, head.fine_pooler] if refines else [roi_heads.mask_pooler]
+        self.feature_shapes = [(channels, *pooler.output_size) for pooler in poolers]
 
-    def example_inputs(self, num_instances: int, num_classes: int = 1) -> tuple[Tensor, ...]:
-        """Draw inputs of :meth:`forward`: (B,) int64 classes, then a (B, channels, R, R) feature for each pooler."""
-        sizes = [(num_instances, self.channels, *pooler.output_size) for pooler in self.poolers]
-        return torch.randint(num_classes, (num_instances,)), *(torch.randn(size) for size in sizes)
+    def example_inputs(self, num_instances: int) -> tuple[Tensor, ...]:
+        """Draw inputs of :meth:`forward`."""
+        classes = torch.randint(self.num_classes, (num_instances,))
+        return classes, *(torch.randn(num_instances, *shape) for shape in self.feature_shapes)
 
-    def forward(self, classes: Tensor, *features: Tensor) -> Tensor:
-        """(B,) classes, all 0 if class-agnostic, and RoI features to the (B, M, M) soft masks of inference."""
+    def forward(self, classes: Tensor, coarse: Tensor, fine: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            classes: (B,) int64 class of each instance; class-agnostic heads do not look at it.
+            coarse: (B, channels, R, R) RoI features.
+            fine: (B, channels, S, S) fine RoI features, of heads that refine.
+
+        Returns:
+            the (B, M, M) soft masks of inference, in their boxes.
+        """
         head = self.head
+        if self.num_classes == 1:
+            classes = torch.zeros_like(classes)
         if isinstance(head, RefinementBranch):
-            x, fine = features
-            return head.infer(x, fine, classes)
+            assert fine is not None
+            return head.infer(coarse, fine, classes)
         if isinstance(head, DCTMaskBranch):
-            return head.codec.decode(head.predict(features[0], classes))
-        logits = head.layers(features[0])
+            return head.codec.decode(head.predict(coarse, classes))
+        logits = head.layers(coarse)
         return logits[torch.arange(len(classes), device=classes.device), classes].sigmoid()
 
 
@@ -84,16 +101,11 @@ def mask_branch_cost(model: nn.Module) -> MaskBranchCost:
     macs = counter.by_operator()
     layers = macs["conv"] + macs["linear"]
     return MaskBranchCost(
-        every_class=int(layers + macs["baddbmm"] * getattr(network.head, "num_classes", 1)),
+        every_class=int(layers + macs["baddbmm"] * network.num_classes),
         spent=int(counter.total()),
         parameters=_num_parameters(network.head),
         model_parameters=_num_parameters(model),
     )
-
-
-def _poolers(roi_heads: StandardROIHeads) -> list[ROIPooler]:
-    head = roi_heads.mask_head
-    return [head.coarse_pooler, head.fine_pooler] if isinstance(head, RefinementBranch) else [roi_heads.mask_pooler]
 
 
 def _count_baddbmm(inputs: list, outputs: list) -> int:
@@ -105,72 +117,37 @@ def _num_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-class MaskBranch(nn.Module):
-    """What :func:`export_mask_branch` exports: a :class:`~patchdct.mask_network.MaskNetwork` whose inputs have names."""
-
-    def __init__(self, model: Any):
-        """
-        Args:
-            model: a Detectron2 model with a mask branch; its mask head is moved to the CPU, for inference.
-
-        Raises:
-            UserError: if it has none, or one that is not known.
-        """
-        super().__init__()
-        self.network = MaskNetwork(model).cpu().eval()
-        head: Any = self.network.head
-        self.num_classes = head.num_classes if hasattr(head, "num_classes") else head.predictor.out_channels
-
-    def example_inputs(self, num_instances: int) -> tuple[Tensor, ...]:
-        """Draw inputs of :meth:`forward`."""
-        return self.network.example_inputs(num_instances, self.num_classes)
-
-    def forward(self, classes: Tensor, coarse: Tensor, fine: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            classes: (B,) int64 class of each instance; class-agnostic heads do not look at it.
-            coarse: (B, channels, R, R) RoI features.
-            fine: (B, channels, S, S) fine RoI features, of heads that refine.
-
-        Returns:
-            (B, M, M) soft masks in their boxes.
-        """
-        if self.num_classes == 1:
-            classes = torch.zeros_like(classes)
-        return self.network(classes, coarse, *([] if fine is None else [fine]))
-
-
-def export_mask_branch(branch: MaskBranch, num_instances: int | None = None) -> Export:
+def export_mask_branch(network: MaskNetwork, num_instances: int | None = None) -> Export:
     """Export a mask branch, from RoI features to soft masks.
 
     Args:
-        branch: the network.
+        network: on the CPU, for inference.
         num_instances: B, or None for any.
     """
-    inputs = branch.example_inputs(num_instances or 2)
+    inputs = network.example_inputs(num_instances or 2)
     shapes = axes = None
     if num_instances is None:
         shapes = ({0: Dim("instances")},) * len(inputs)
         axes = ({0: "instances"}, *[None] * (len(inputs) - 1))
     # Strict, because the branches ask for len(classes), which is a plain number to the other mode
-    program = torch.export.export(branch, inputs, dynamic_shapes=shapes, strict=True)
-    head = type(branch.network.head).__name__
-    metadata = {"part": "mask-branch", "head": head, "num_classes": branch.num_classes}
+    program = torch.export.export(network, inputs, dynamic_shapes=shapes, strict=True)
+    head = type(network.head).__name__
+    metadata = {"part": "mask-branch", "head": head, "num_classes": network.num_classes}
     return Export(program, metadata, "masks", axes)
 
 
-def check_mask_branch(file: ExportedFile, branch: MaskBranch, num_instances: int | None = None) -> float:
+def check_mask_branch(file: ExportedFile, network: MaskNetwork, num_instances: int | None = None) -> float:
     """Return the largest difference between a file and the model's own masks, for random features.
 
     Args:
         file: what was written.
-        branch: the network.
+        network: on the CPU, for inference.
         num_instances: that it was exported for; None: 1, 2 and 7 are tried.
     """
     differences = []
     for number in [num_instances] if num_instances else [1, 2, 7]:
-        inputs = branch.example_inputs(number)
+        inputs = network.example_inputs(number)
         with torch.no_grad():
-            expected = branch.network(*inputs)
+            expected = network(*inputs)
         differences.append(float((file(*inputs) - expected).abs().max()))
     return max(differences)

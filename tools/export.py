@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from airm.exported import RefinementStep, check_refiner, export_refiner
-from patchdct.mask_network import MaskBranch, check_mask_branch, export_mask_branch
+from patchdct.mask_network import MaskNetwork, check_mask_branch, export_mask_branch
 from pixelmask.checkpoint.checkpointer import load_trained
 from pixelmask.cli import add_import, import_code, positive, run
 from pixelmask.config import load_cfg
@@ -65,9 +65,9 @@ def find_part(args: argparse.Namespace, cfg: CfgNode) -> str:
 
 def export_mask(args: argparse.Namespace, model: Any, path: Path) -> float:
     """Write the mask branch, and return by how much the file's masks differ from the model's."""
-    branch = MaskBranch(model)
-    export_mask_branch(branch, args.instances).save(path)
-    return check_mask_branch(ExportedFile(path), branch, args.instances) if args.check else 0.0
+    network = MaskNetwork(model)
+    export_mask_branch(network, args.instances).save(path)
+    return check_mask_branch(ExportedFile(path), network, args.instances) if args.check else 0.0
 
 
 def export_step(args: argparse.Namespace, model: Any, path: Path) -> float:

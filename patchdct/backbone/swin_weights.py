@@ -1,11 +1,10 @@
-"""Pretrained Swin Transformers: published weights for the backbone of :mod:`patchdct.backbone.swin`.
+"""Published weights of Swin Transformers, for the backbone of :mod:`patchdct.backbone.swin`.
 
 Known are the files of Swin's authors (``swin_base_patch4_window7_224_22k.pth``), the same with Detectron2's prefix
 (``..._d2.pth``), and detectors that have a Swin backbone under the published names. The parameters have these names in
 the model, so that only what belongs to the classifier, and what the model computes, is to be left out.
 """
 
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pixelmask.errors import UserError
-
-logger = logging.getLogger(__name__)
+from pixelmask.checkpoint import pretrained
+from pixelmask.checkpoint.pretrained import ConversionReport, PretrainedWeights, describe, find_first, unwrap, usable
 
 PREFIX = "backbone.bottom_up."  # where a detector with an FPN has it
 _FIRST = "patch_embed.proj.weight"  # by which a Swin Transformer is recognised
@@ -27,8 +25,8 @@ _REASONS = {
     r"head\.": "ImageNet's classifier",
     r"norm\.": "the classifier's norm; norm0 to norm3 of the stages start afresh",
     rf".*\.({_INDEX}|attn_mask)$": "computed by the model",
+    r"": "not in the model",
 }
-_STAGE_NORM = re.compile(r"norm\d\.")
 
 
 class Variant(NamedTuple):
@@ -52,15 +50,17 @@ class Variant(NamedTuple):
         heads = tuple(table.shape[1] for table in tables)
         return cls(len(tensors[_FIRST]), tuple(depths[i] for i in sorted(depths)), heads, (side + 1) // 2)
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it is one of VARIANTS, with any window."""
+        return self._replace(window_size=7) in VARIANTS.values()
+
     def first_stages(self, count: int) -> "Variant":
         return self._replace(depths=self.depths[:count], num_heads=self.num_heads[:count])
 
     def __str__(self) -> str:
         same = (name for name, variant in VARIANTS.items() if variant == self._replace(window_size=7))
-        return (
-            f"{next(same, 'a Swin Transformer')} (EMBED_DIM {self.embed_dim}, DEPTHS {list(self.depths)}, NUM_HEADS "
-            f"{list(self.num_heads)}, WINDOW_SIZE {self.window_size})"
-        )
+        return describe(self, next(same, "a Swin Transformer"))
 
 
 VARIANTS = {
@@ -71,58 +71,15 @@ VARIANTS = {
 }
 
 
-class ConversionReport(NamedTuple):
-    """How weights fit a backbone; ``dropped`` has the reason by name, ``other_shape`` (name, weights, model)."""
-
-    found: Variant
-    wanted: Variant
-    loaded: list[str]
-    dropped: dict[str, str]
-    missing: list[str]
-    other_shape: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
-    other_positions: bool
-
-    @property
-    def problem(self) -> str | None:
-        """Why these weights cannot be used, and the way out; None if they can."""
-        if any("absolute_pos_embed" in name for name in self.dropped):
-            return "it has an absolute position embedding, which the model does not"
-        if self.found.first_stages(len(self.wanted.depths)) != self.wanted:
-            return (
-                f"it holds the weights of {self.found}, but the model's backbone is {self.wanted}. Set these keys of "
-                "MODEL.SWINT accordingly, or give other weights"
-            )
-        lost = [name for name in self.missing if not _STAGE_NORM.match(name)]
-        if lost:
-            return f"{len(lost)} of the backbone's tensors are not in it, {lost[0]} first"
-        for name, in_weights, in_model in self.other_shape:
-            more = f", and {len(self.other_shape) - 1} more tensors differ" if len(self.other_shape) > 1 else ""
-            return f"its {name} has shape {in_weights}, the model's {in_model}{more}"
-        return "it numbers the relative positions in another order" if self.other_positions else None
-
-    def __str__(self) -> str:
-        return (
-            f"{self.found}: {len(self.loaded)} tensors loaded, {len(self.dropped)} dropped, {len(self.missing)} "
-            f"missing, {len(self.other_shape)} of another shape"
-        )
-
-
-class SwinWeights(NamedTuple):
-    """A Swin Transformer's tensors under their published names, and what stood beside them in the file."""
-
-    tensors: dict[str, Tensor]
-    others: dict[str, Any]
-
-
-def read_swin(state: Mapping[str, Any]) -> SwinWeights | None:
+def read_swin(state: Mapping[str, Any]) -> PretrainedWeights | None:
     """Find a Swin Transformer in a checkpoint's tensors by name; None if there is none.
 
     ``others`` are what a detector has beside its backbone, without a prefix that precedes all of its names.
     """
-    first = next((name for name in state if f".{name}".endswith(f".{_FIRST}")), None)
-    if first is None:
+    found = find_first(state, [_FIRST])
+    if found is None:
         return None
-    prefix = first.removesuffix(_FIRST)
+    prefix = found[1]
     outer = prefix.removesuffix(PREFIX)
     tensors, others = {}, {}
     for name, value in state.items():
@@ -133,36 +90,29 @@ def read_swin(state: Mapping[str, Any]) -> SwinWeights | None:
                 return None  # no file of tensors: its reader says so
         else:
             others[name.removeprefix(outer)] = value
-    return SwinWeights(tensors, others)
+    return PretrainedWeights(Variant.of(tensors), tensors, {}, others)
 
 
-def fit(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ConversionReport]:
-    """Compare weights with a backbone's own tensors, both under the published names.
-
-    Returns:
-        those that the backbone has, and what fits.
-    """
+def fit(weights: PretrainedWeights, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Compare weights with a backbone's own tensors: see :func:`pixelmask.checkpoint.pretrained.fit`."""
+    tensors, wanted = weights.tensors, Variant.of(own)
     dropped = {name: _reason(name) for name in tensors if name not in own}
-    kept = {name: value for name, value in tensors.items() if name in own}
-    other_shape = [
-        (name, tuple(value.shape), tuple(own[name].shape))
-        for name, value in kept.items()
-        if value.shape != own[name].shape
-    ]
-    differing = {name for name, *_ in other_shape}
-    return kept, ConversionReport(
-        found=Variant.of(tensors),
-        wanted=Variant.of(own),
-        loaded=[name for name in kept if name not in differing],
-        dropped=dropped,
-        missing=[name for name in own if name not in tensors],
-        other_shape=other_shape,
-        other_positions=any(not _is_known(tensors[name]) for name in dropped if name.endswith(_INDEX)),
-    )
+    problem = None
+    if any("absolute_pos_embed" in name for name in dropped):
+        problem = "it has an absolute position embedding, which the model does not"
+    elif weights.variant.first_stages(len(wanted.depths)) != wanted:
+        problem = (
+            f"it holds the weights of {weights.variant}, but the model's backbone is {wanted}. Set these keys of "
+            "MODEL.SWINT accordingly, or give other weights"
+        )
+    elif not all(_is_known(tensors[name]) for name in dropped if name.endswith(_INDEX)):
+        problem = "it numbers the relative positions in another order"
+    weights = PretrainedWeights(weights.variant, tensors, dropped, weights.others)
+    return pretrained.fit(weights, own, wanted, problem, fresh=r"norm\d\.")
 
 
 def _reason(name: str) -> str:
-    return next((why for pattern, why in _REASONS.items() if re.match(pattern, name)), "not in the model")
+    return next(why for pattern, why in _REASONS.items() if re.match(pattern, name))
 
 
 def relative_position_index(window_size: int) -> Tensor:
@@ -187,7 +137,7 @@ def adapt_checkpoint(state: dict[str, Any], own: Mapping[str, Tensor], prefix: s
     """Bring published weights of a Swin Transformer under the names that a detector has for its backbone.
 
     Args:
-        state: a checkpoint's tensors by name.
+        state: a checkpoint's tensors by name; also a dict that has them under ``state_dict``.
         own: the backbone's state.
         prefix: of the backbone's names in the detector.
 
@@ -197,11 +147,5 @@ def adapt_checkpoint(state: dict[str, Any], own: Mapping[str, Tensor], prefix: s
     Raises:
         UserError: for weights of another variant than the backbone, or incomplete ones.
     """
-    weights = read_swin(state)
-    if weights is None:
-        return state
-    tensors, report = fit(weights.tensors, own)
-    if report.problem:
-        raise UserError(report.problem)
-    logger.info("%s", report)
-    return {**weights.others, **{prefix + name: value for name, value in tensors.items()}}
+    weights = read_swin(unwrap(state))
+    return state if weights is None else usable(fit(weights, own), prefix)

@@ -11,8 +11,8 @@ from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Instances
 
+from patchdct.mask_head import RefinementHead
 from patchdct.patches import PatchLabel
-from patchdct.refinement_head import RefinementHead
 from pixelmask.drawing import FONT, PAPER, WHITE, Array, Colour, draw_masks, instance_colour
 from pixelmask.engine.pictures import SCORE_THRESHOLD, Mapper
 from pixelmask.images import read_picture

@@ -42,7 +42,7 @@ def read_torch(filename: str) -> Any:
     if filename.endswith(".safetensors"):
         raise UnreadableCheckpoint(
             f"{filename} is of a format that is not read here; take the pytorch_model.bin beside it, or convert it "
-            "(tools/convert_mit_weights.py for Mix Transformers)"
+            "(tools/convert_weights.py for Mix Transformers)"
         )
     with open(filename, "rb") as f:
         head = f.read(16)

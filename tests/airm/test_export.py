@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from airm import Refiner
 from airm.coarse_to_fine import CoarseToFine, Settings
 from airm.exported import ExportedRefiner, RefinementStep, check_refiner, export_refiner
-from patchdct.mask_network import MaskBranch, export_mask_branch
+from patchdct.mask_network import MaskNetwork, export_mask_branch
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 from pixelmask.export import TOLERANCE, ExportedFile
@@ -210,7 +210,7 @@ def test_sizes_that_the_encoder_does_not_take():
 
 def test_files_that_are_no_refiner_with_queries(tmp_path):
     mask_branch, step = tmp_path / "branch.pt2", tmp_path / "step.pt2"
-    export_mask_branch(MaskBranch(build_model(tiny_cfg("mask_rcnn")))).save(mask_branch)
+    export_mask_branch(MaskNetwork(build_model(tiny_cfg("mask_rcnn")).eval())).save(mask_branch)
     export(make_model(plain_cfg()), step, (64, 64))
     for path in (mask_branch, step):
         with pytest.raises(UserError, match=f"{path.name} is no refiner with queries; .* --queries"):

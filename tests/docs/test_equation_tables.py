@@ -73,5 +73,5 @@ def test_what_is_wrong_is_found():
         find("patchdct/dct.py", "DCTMaskCodec.compress")
     with pytest.raises(AssertionError, match="no file patchdct/gone"):
         find("patchdct/gone.py", "encode")
-    with pytest.raises(AssertionError, match="not defined in patchdct/targets"):
-        find("patchdct/targets.py", "classify_patches")
+    with pytest.raises(AssertionError, match="not defined in patchdct/patch_branch"):
+        find("patchdct/patch_branch.py", "classify_patches")

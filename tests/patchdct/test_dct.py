@@ -88,7 +88,8 @@ def test_sampled_decoding_equals_decoding_then_sampling():
     vectors = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
     codec = DCTMaskCodec(112, 300)
     positions = nearest_positions(112, 42)
-    assert positions.tolist() == [i * 112 // 42 for i in range(42)]
+    resized = torch.nn.functional.interpolate(torch.arange(112.0)[None, None], size=42, mode="nearest")
+    assert positions.tolist() == resized[0, 0].tolist()
     expected = codec.decode(vectors)[:, positions][:, :, positions]
     torch.testing.assert_close(codec.decode(vectors, positions), expected, atol=1e-6, rtol=0)
 
@@ -125,11 +126,12 @@ def test_codec_and_branches_import_torch_alone():
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'detectron2' else find(name, *a)\n"
         "loaded = set(sys.modules); sys.meta_path.insert(0, Block())\n"
-        "import patchdct, patchdct.targets, patchdct.losses\n"
+        "import patchdct, patchdct.losses\n"
         "new = {n.split('.')[0] for n in set(sys.modules) - loaded} - set(sys.stdlib_module_names)\n"
-        "assert new <= {'patchdct', 'torch'}, new\n"
+        "assert new <= {'patchdct', 'pixelmask', 'torch'}, new\n"
         "assert not hasattr(patchdct, 'MaskRCNNPatchDCTHead')\n"
-        "patchdct.PatchDCTBranch(4, 4, conv_dim=4, hidden_features=4)\n"
+        "sizes = patchdct.MaskBranchSizes(in_channels=4, fine_channels=4, conv_dim=4, hidden_features=4)\n"
+        "assert patchdct.PatchDCTBranch(sizes).make_targets(torch.ones(2, 112, 112) > 0).labels.shape == (2, 196)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

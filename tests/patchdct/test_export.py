@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from patchdct.mask_network import MaskBranch, check_mask_branch, export_mask_branch
+from patchdct.mask_network import MaskNetwork, check_mask_branch, export_mask_branch
 from pixelmask.errors import UserError
 from pixelmask.export import TOLERANCE, ExportedFile, check_output, need
 from tests.support.models import detections, feature_maps, tiny_cfg
@@ -15,12 +15,12 @@ from tests.support.models import detections, feature_maps, tiny_cfg
 THREE_MODULES = {"NUM_STAGE": 4, "MASK_LOSS_PARA_EACH_STAGE": [1.0] * 4}
 
 
-def make_branch(head: str, **options) -> MaskBranch:
+def make_branch(head: str, **options) -> MaskNetwork:
     """A branch whose random predictions differ between classes, instances and pixels."""
     torch.manual_seed(0)
-    branch = MaskBranch(build_model(tiny_cfg(head, **options)))
+    branch = MaskNetwork(build_model(tiny_cfg(head, **options)).eval())
     with torch.no_grad():
-        for name, parameter in branch.network.head.named_parameters():
+        for name, parameter in branch.head.named_parameters():
             if parameter.ndim > 1:
                 fan_in = parameter[0].numel()
                 torch.nn.init.normal_(parameter, std=(2 / fan_in) ** 0.5)
@@ -38,7 +38,7 @@ def export(branch, tmp_path, suffix, num_instances=None) -> ExportedFile:
 def assert_same(file, branch, num_instances):
     inputs = branch.example_inputs(num_instances)
     with torch.no_grad():
-        expected = branch.network(*inputs)
+        expected = branch(*inputs)
     answer = file(*inputs)
     torch.testing.assert_close(answer, expected, atol=TOLERANCE, rtol=0)
     if num_instances > 2:  # an answer that does not depend on its input is no test
@@ -72,14 +72,14 @@ def test_files_answer_as_the_head(tmp_path, head, options, side):
         assert file(*branch.example_inputs(3)).shape == (3, side, side)
         assert file.metadata == {
             "part": "mask-branch",
-            "head": type(branch.network.head).__name__,
+            "head": type(branch.head).__name__,
             "num_classes": 1 if tiny_cfg(head, **options).MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else 3,
         }
 
 
 def test_file_takes_the_place_of_the_head_in_a_model(tmp_path):
     branch = make_branch("patchdct")
-    head = branch.network.head
+    head = branch.head
     features, instances = feature_maps(1), detections(4)
     with torch.no_grad():
         coarse, fine = (
@@ -128,7 +128,7 @@ def test_check_sees_another_network(tmp_path):
     file = export(branch, tmp_path, ".pt2")
     assert check_mask_branch(file, branch) <= TOLERANCE
     with torch.no_grad():
-        branch.network.head.predictor_fc3.bias[0] += 1
+        branch.head.predictor_fc3.bias[0] += 1
     assert check_mask_branch(file, branch) > TOLERANCE
 
 
@@ -162,4 +162,4 @@ def test_model_without_mask_branch():
     cfg = tiny_cfg("mask_rcnn")
     cfg.MODEL.MASK_ON = False
     with pytest.raises(UserError, match="no mask branch"):
-        MaskBranch(build_model(cfg))
+        MaskNetwork(build_model(cfg))

@@ -5,12 +5,17 @@ from detectron2.modeling import build_mask_head, build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.utils.events import EventStorage
 
-from patchdct import PatchLabel, PatchPrediction
-from patchdct.mask_head import MaskRCNNDCTHead, MaskRCNNPatchDCTHead
+from patchdct import MaskRCNNDCTHead, MaskRCNNPatchDCTHead, PatchLabel, PatchPrediction, split_into_patches
 from pixelmask.errors import UserError
 from tests.patchdct.test_mask_branch import published_shapes
 from tests.support.models import detections, feature_maps, proposals, tiny_cfg, training_input
 
+OPTIONS = {
+    "two classes": {"PATCH_CLASSES": 2},
+    "all patches": {"PATCH_CLASSES": 1},
+    "no regressor": {"PATCH_REGRESSOR": False},
+    "two classes, no regressor": {"PATCH_CLASSES": 2, "PATCH_REGRESSOR": False},
+}
 SHAPES = {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in (2, 3, 4, 5)}
 
 
@@ -19,10 +24,9 @@ def make_head(head: str = "patchdct", **mask_head):
     return build_mask_head(tiny_cfg(head, **mask_head), SHAPES)
 
 
-def run_training(head, num_instances: list[int], features=None):
-    features = features or feature_maps(len(num_instances))
+def run_training(head, num_instances: list[int]):
     with EventStorage() as storage:
-        losses = head(features, [proposals(n, seed=i) for i, n in enumerate(num_instances)])
+        losses = head(feature_maps(len(num_instances)), [proposals(n, seed=i) for i, n in enumerate(num_instances)])
     return losses, {k: v[0] for k, v in storage.latest().items()}
 
 
@@ -61,9 +65,10 @@ def test_losses_of_known_predictions():
     instances = [proposals(2)]
     masks = instances[0].gt_masks.crop_and_resize(instances[0].proposal_boxes.tensor, 112)
     vectors = head.codec.encode(masks)
-    counts = masks.reshape(2, 14, 8, 14, 8).sum((2, 4)).reshape(2, 196)
+    patches = split_into_patches(masks, 8)
+    counts = patches.sum((2, 3))
     labels = (counts > 0).long() + (counts == 64).long()
-    patch_vectors = head.patch_codec.encode(masks.reshape(2, 14, 8, 14, 8).transpose(2, 3).reshape(2, 196, 8, 8))
+    patch_vectors = head.patch_codec.encode(patches)
     errors = torch.where(labels == PatchLabel.MIXED, 2.0, 50.0)[..., None]
     stage = PatchPrediction(torch.zeros(2, 196, 3), patch_vectors + errors)
     with EventStorage() as storage:
@@ -72,6 +77,59 @@ def test_losses_of_known_predictions():
     assert logged["patchdct/loss_dct"] == pytest.approx(0.5, rel=1e-4)
     assert logged["patchdct/loss_patch_cls"] == pytest.approx(torch.tensor(3.0).log().item(), rel=1e-4)
     assert logged["patchdct/loss_patch_dct"] == pytest.approx(2.0, rel=1e-4), "patches that are not mixed do not count"
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("counts", [[2, 1], [0, 2], [0]])
+def test_options_train_and_infer(options, counts):
+    head = make_head(**options)
+    losses, logged = run_training(head, counts)
+    parts = {"patchdct/loss_dct", "patchdct/loss_patch_cls", "patchdct/loss_patch_dct"}
+    if options.get("PATCH_CLASSES") == 1:
+        parts.remove("patchdct/loss_patch_cls")
+    if not options.get("PATCH_REGRESSOR", True):
+        parts.remove("patchdct/loss_patch_dct")
+    assert set(logged) == parts
+    assert losses["loss_mask"].item() == pytest.approx(sum(logged.values()), rel=1e-5)
+    losses["loss_mask"].backward()
+    assert_finite_gradients(head)
+    head.eval().keep_stages = True
+    with torch.no_grad():
+        out = head(feature_maps(len(counts)), [detections(n, seed=i) for i, n in enumerate(counts)])
+    assert [tuple(x.pred_masks.shape) for x in out] == [(n, 1, 112, 112) for n in counts]
+    assert all(x.pred_patch_labels.shape == (n, 14, 14) for x, n in zip(out, counts, strict=True))
+
+
+def test_losses_of_two_classes_and_of_all_patches():
+    instances = [proposals(2)]
+    masks = instances[0].gt_masks.crop_and_resize(instances[0].proposal_boxes.tensor, 112)
+    patches = split_into_patches(masks, 8)
+    counts = patches.sum((2, 3))
+    mixed = (counts > 0) & (counts < 64)
+    head = make_head(PATCH_CLASSES=2)
+    sure = torch.stack([~mixed, mixed], -1) * 20.0
+    head_losses = head.stage_losses(PatchPrediction(sure, None), head.make_targets(masks))
+    assert head_losses["patch_cls"] < 1e-6, "labels are mixed or not"
+    head = make_head(PATCH_CLASSES=1)
+    errors = torch.where(mixed, 2.0, 50.0)[..., None]
+    vectors = head.patch_codec.encode(patches) + errors
+    (loss,) = head.stage_losses(PatchPrediction(None, vectors), head.make_targets(masks)).values()
+    assert loss == pytest.approx(errors.mean().item(), rel=1e-4), "all patches count"
+
+
+@pytest.mark.parametrize("head", ["two_stage_dct", "binary_grid"])
+@pytest.mark.parametrize("counts", [[2, 1], [0]])
+def test_losses_of_refinements_without_patches(head, counts):
+    built = make_head(head, MASK_LOSS_PARA_EACH_STAGE=[1.0, 0.5])
+    losses, logged = run_training(built, counts)
+    part = {"two_stage_dct": "patchdct/loss_refined_dct", "binary_grid": "patchdct/loss_grid"}[head]
+    expected = logged["patchdct/loss_dct"] + 0.5 * logged[part]
+    assert losses["loss_mask"].item() == pytest.approx(expected, rel=1e-5) and (expected > 0) == (sum(counts) > 0)
+    losses["loss_mask"].backward()
+    assert_finite_gradients(built)
+    truth = torch.rand(2, 112, 112) > 0.5
+    perfect = built.refined_codec.encode(truth) if head == "two_stage_dct" else (truth.float() - 0.5) * 60
+    assert next(iter(built.stage_losses(perfect, built.make_targets(truth)).values())) < 1e-6
 
 
 @pytest.mark.parametrize("num_instances", [[0], [0, 2], [2, 0], [0, 0]])
@@ -125,9 +183,9 @@ def test_kept_stages_are_those_of_the_masks():
     with torch.no_grad():
         (out,) = head(feature_maps(1), [detections(3)])
     assert out.pred_coarse_masks.shape == (3, 1, 112, 112)
-    patches = out.pred_masks[:, 0].reshape(3, 14, 8, 14, 8).transpose(2, 3)
-    assert (patches[out.pred_patch_labels == PatchLabel.FOREGROUND] == 1).all()
-    assert (patches[out.pred_patch_labels == PatchLabel.BACKGROUND] == 0).all()
+    patches, labels = split_into_patches(out.pred_masks[:, 0], 8), out.pred_patch_labels.flatten(1)
+    assert (patches[labels == PatchLabel.FOREGROUND] == 1).all()
+    assert (patches[labels == PatchLabel.BACKGROUND] == 0).all()
 
 
 def test_dct_mask_loss_sums_elements_and_averages_instances():
@@ -180,12 +238,13 @@ def test_whole_models_train_and_infer(roi_heads, head, agnostic):
     assert masks.dtype == torch.bool
 
 
-def test_published_config_takes_the_feature_map_path_without_pooler_type():
-    cfg = tiny_cfg(POOLER_TYPE="ROIAlignV2")
+@pytest.mark.parametrize("head", ["patchdct", "two_stage_dct", "binary_grid"])
+def test_published_config_takes_the_feature_map_path_without_pooler_type(head):
+    cfg = tiny_cfg(head, POOLER_TYPE="ROIAlignV2")
     cfg.MODEL.ROI_HEADS.NAME = "PatchDCTROIHeads"
     heads = build_roi_heads(cfg, SHAPES)
     assert heads.mask_pooler is None
-    assert isinstance(heads.mask_head, MaskRCNNPatchDCTHead)
+    assert isinstance(heads.mask_head, MaskRCNNPatchDCTHead) == (head == "patchdct")
 
 
 def test_group_norm_is_honoured():
@@ -211,6 +270,7 @@ def test_in_features_are_those_of_the_mask_head():
         ({"NUM_STAGE": 3}, "MASK_LOSS_PARA_EACH_STAGE"),
         ({"FINE_FEATURES": ["p1"]}, "FINE_FEATURES"),
         ({"DCT_VECTOR_DIM": 20000}, "DCT_VECTOR_DIM"),
+        ({"head": "binary_grid", "FINE_FEATURES_RESOLUTION": 42}, "FINE_FEATURES_RESOLUTION 42"),
     ],
 )
 def test_bad_config_is_named(keys, message):
@@ -223,3 +283,10 @@ def test_wrong_pooler_type_is_named_for_both_heads():
         build_mask_head(tiny_cfg(), ShapeSpec(channels=16, height=14, width=14))
     with pytest.raises(UserError, match="POOLER_TYPE"):
         build_mask_head(tiny_cfg("dct_mask"), SHAPES)
+
+
+def test_events_are_needed_in_training_only():
+    head = make_head("binary_grid").eval()
+    with torch.no_grad():
+        head(feature_maps(1), [detections(1)])
+    assert "patchdct/loss_grid" in run_training(head.train(), [1])[1]

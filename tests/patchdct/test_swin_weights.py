@@ -6,15 +6,7 @@ import torch
 from detectron2.modeling import build_model
 
 from patchdct.backbone.swin import SwinTransformer
-from patchdct.backbone.swin_weights import (
-    PREFIX,
-    VARIANTS,
-    Variant,
-    adapt_checkpoint,
-    fit,
-    read_swin,
-    relative_position_index,
-)
+from patchdct.backbone.swin_weights import PREFIX, VARIANTS, Variant, fit, read_swin, relative_position_index
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.errors import UserError
 from tests.patchdct.test_swin import tiny_swin_cfg
@@ -36,11 +28,15 @@ def on_meta(shapes):
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-@pytest.fixture(scope="module")
-def swin_b():
-    """Every tensor of a detector's Swin-B, without values."""
+def backbone(**options):
+    """A Swin-B without values; ``options`` change it."""
     with torch.device("meta"):
-        return {PREFIX + name: value for name, value in SwinTransformer(**SWIN_B).state_dict().items()}
+        return SwinTransformer(**{**SWIN_B, **options})
+
+
+def adapt(model, state):
+    """What a detector's checkpointer asks its backbone to make of a file."""
+    return model.adapt_checkpoint(state, PREFIX)
 
 
 @pytest.fixture
@@ -56,27 +52,28 @@ def load(model, path):
 
 
 @pytest.mark.parametrize("prefix", ["", PREFIX])
-def test_every_name_of_swin_b(swin_b, prefix):
-    shapes = published_shapes(**SWIN_B)
+def test_every_name_of_swin_b(prefix):
+    shapes, model = published_shapes(**SWIN_B), backbone()
     state = on_meta({prefix + name: shape for name, shape in shapes.items()})
     weights = read_swin(state)
     assert weights is not None
-    tensors, report = fit(weights.tensors, {name.removeprefix(PREFIX): value for name, value in swin_b.items()})
-    assert report.found == report.wanted == VARIANTS["Swin-B"]
+    tensors, report = fit(weights, model.state_dict())
+    dropped = report.weights.dropped
+    assert weights.variant == report.wanted == VARIANTS["Swin-B"]
     assert list(tensors) == report.loaded == expected_names(shapes)
     assert report.missing == [f"norm{i}.{kind}" for i in range(4) for kind in ("weight", "bias")]
-    assert set(report.dropped) == set(shapes) - set(report.loaded)
-    assert report.dropped["head.weight"] == "ImageNet's classifier"
-    assert report.dropped["norm.bias"].startswith("the classifier's norm")
-    assert report.dropped["layers.2.blocks.17.attn.relative_position_index"] == "computed by the model"
-    assert report.dropped["layers.2.blocks.17.attn_mask"] == "computed by the model"
-    assert not report.other_shape
+    assert set(dropped) == set(shapes) - set(report.loaded)
+    assert dropped["head.weight"] == "ImageNet's classifier"
+    assert dropped["norm.bias"].startswith("the classifier's norm")
+    assert dropped["layers.2.blocks.17.attn.relative_position_index"] == "computed by the model"
+    assert dropped["layers.2.blocks.17.attn_mask"] == "computed by the model"
+    assert not report.other_shape and not report.unexpected
     assert report.problem is None
     assert str(report) == (
         "Swin-B (EMBED_DIM 128, DEPTHS [2, 2, 18, 2], NUM_HEADS [4, 8, 16, 32], WINDOW_SIZE 7): 325 tensors loaded, "
-        f"{len(report.dropped)} dropped, 8 missing, 0 of another shape"
+        f"{len(dropped)} dropped, 8 missing, 0 unexpected, 0 of another shape"
     )
-    assert list(adapt_checkpoint(state, swin_b)) == [PREFIX + name for name in report.loaded]
+    assert list(adapt(model, state)) == [PREFIX + name for name in report.loaded]
 
 
 def test_position_index_is_that_of_the_model_and_of_its_definition():
@@ -125,11 +122,9 @@ def test_checkpoints_of_detectors_are_taken_whole(tmp_path, detector, prefix):
         assert torch.equal(value, trained[name])
 
 
-def test_models_without_a_swin_backbone_and_other_files_are_left_alone(swin_b):
-    state = published()
-    assert adapt_checkpoint(state, {"backbone.bottom_up.stem.conv1.weight": torch.ones(1)}) is state
+def test_other_files_are_left_alone():
     resnet = {"stem.conv1.weight": np.ones((64, 3, 7, 7))}
-    assert adapt_checkpoint(resnet, swin_b) is resnet
+    assert adapt(backbone(), resnet) is resnet
 
 
 @pytest.mark.parametrize(
@@ -140,18 +135,15 @@ def test_models_without_a_swin_backbone_and_other_files_are_left_alone(swin_b):
         ({**SWIN_B, "window_size": 12}, r"weights of Swin-B .*WINDOW_SIZE 12\), but .* Swin-B .*WINDOW_SIZE 7\)"),
     ],
 )
-def test_another_variant_is_refused(swin_b, sizes, message):
+def test_another_variant_is_refused(sizes, message):
     with pytest.raises(UserError, match=message):
-        adapt_checkpoint(on_meta(published_shapes(**sizes)), swin_b)
+        adapt(backbone(), on_meta(published_shapes(**sizes)))
 
 
 def test_window_12_loads_where_the_model_has_it():
-    sizes = {**SWIN_B, "window_size": 12}
-    with torch.device("meta"):
-        own = {PREFIX + name: value for name, value in SwinTransformer(**sizes).state_dict().items()}
-    state = on_meta(published_shapes(**sizes))
+    state = on_meta(published_shapes(**{**SWIN_B, "window_size": 12}))
     assert Variant.of(state).window_size == 12
-    assert len(adapt_checkpoint(state, own)) == 325
+    assert len(adapt(backbone(window_size=12), state)) == 325
 
 
 @pytest.mark.parametrize(
@@ -186,18 +178,16 @@ def test_files_that_cannot_be_used(tmp_path, detector, change, message):
 
 
 def test_fewer_stages_take_the_weights_of_all():
-    with torch.device("meta"):
-        model = SwinTransformer(**SWIN_B, out_features=["stage2", "stage3"])
-    own = {PREFIX + name: value for name, value in model.state_dict().items()}
-    state = on_meta(published_shapes(**SWIN_B))
-    assert set(own) - set(adapt_checkpoint(state, own)) == {
-        f"{PREFIX}norm{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")
-    }
+    model = backbone(out_features=["stage2", "stage3"])
+    adapted = adapt(model, on_meta(published_shapes(**SWIN_B)))
+    own = {PREFIX + name for name in model.state_dict()}
+    assert set(adapted) < own
+    assert own - set(adapted) == {f"{PREFIX}norm{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
 
 
 def test_report_in_the_log(tmp_path, detector, caplog):
     torch.save({"model": published()}, tmp_path / "swin.pth")
-    with caplog.at_level(logging.INFO, logger="patchdct.backbone.swin_weights"):
+    with caplog.at_level(logging.INFO, logger="pixelmask.checkpoint.pretrained"):
         load(detector, tmp_path / "swin.pth")
     count = len(expected_names(published_shapes(**TINY)))
     assert f"NUM_HEADS [1, 2, 4, 8], WINDOW_SIZE 3): {count} tensors loaded, " in caplog.text

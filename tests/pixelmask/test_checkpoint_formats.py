@@ -93,7 +93,7 @@ def test_pycls_pyth(tmp_path):
 class Adapting(Model):
     """Knows checkpoints whose names are in upper case."""
 
-    def adapt_checkpoint(self, state):
+    def adapt_checkpoint(self, state, prefix):
         if "EVIL" in state:
             raise UserError("it is evil")
         return {name.lower(): value for name, value in state.get("STATE", state).items()}

@@ -94,7 +94,7 @@ def test_class_agnostic_costs_the_same_in_both_counts():
 def test_network_computes_what_the_head_does():
     model = build_model(tiny_cfg("patchdct")).eval()
     network = MaskNetwork(model)
-    classes, x, fine = network.example_inputs(4, num_classes=3)
+    classes, x, fine = network.example_inputs(4)
     assert x.shape == (4, 16, 14, 14) and fine.shape == (4, 16, 42, 42)
     with torch.no_grad():
         masks = network(classes, x, fine)

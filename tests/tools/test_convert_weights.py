@@ -1,0 +1,162 @@
+"""The converter of published weights, for each form in which they are published."""
+
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from airm.backbone import weights as mit_weights
+from patchdct.backbone import swin_weights
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from tests.support import mit_reference, swin_reference
+from tests.support.models import load_tool
+
+tool = load_tool("convert_weights")
+
+
+@pytest.fixture(autouse=True)
+def tiny_variants(monkeypatch):
+    """As if the tests' small transformers were among the published ones, which take seconds to read and write."""
+    swin = swin_weights.Variant(**{**swin_reference.TINY, "window_size": 7})
+    monkeypatch.setitem(swin_weights.VARIANTS, "Swin-X", swin)
+    monkeypatch.setitem(mit_weights.VARIANTS, "mit_x", mit_weights.Variant(*map(tuple, mit_reference.TINY)))
+
+
+class Form(NamedTuple):
+    content: dict
+    expected: dict
+    """Shapes of what is written."""
+    shown: tuple
+
+
+def swin() -> Form:
+    state = swin_reference.random_state(swin_reference.published_shapes(**swin_reference.TINY, classes=10))
+    left_out = ("relative_position_index", "attn_mask")
+    kept = [n for n in state if not n.endswith(left_out) and not n.startswith(("norm.", "head."))]
+    expected = {swin_weights.PREFIX + name: tuple(state[name].shape) for name in kept}
+    shown = ("Swin-X", "loaded", "dropped: ImageNet's classifier", "head.weight", "missing", "norm0.weight")
+    return Form({"model": state}, expected, shown)
+
+
+def mit(shapes=mit_reference.published_shapes) -> Form:
+    published = mit_reference.published_shapes(*mit_reference.TINY)
+    expected = {name: tuple(shape) for name, shape in published.items() if not name.startswith("head.")}
+    shown = ("mit_x", "loaded", "dropped: not the encoder's", "missing")
+    return Form(mit_reference.random_state(shapes(*mit_reference.TINY)), expected, shown)
+
+
+def hugging_face() -> Form:
+    return mit(mit_reference.hugging_face_shapes)
+
+
+FORMS = {"swin": swin, "mit": mit, "hugging face": hugging_face}
+
+
+def convert(*args):
+    return tool.main(tool.argument_parser().parse_args([str(arg) for arg in args]))
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return FORMS[request.param]()
+
+
+@pytest.fixture
+def file(tmp_path, form):
+    path = tmp_path / "in" / "weights.bin"
+    path.parent.mkdir()
+    torch.save(form.content, path)
+    return path
+
+
+def test_writes_what_the_backbone_takes(tmp_path, form, file, capsys):
+    output = tmp_path / "weights" / "out.pth"
+    report = convert(file, output)
+    written = torch.load(output, weights_only=True)["model"]
+    assert {name: tuple(value.shape) for name, value in written.items()} == form.expected
+    out = capsys.readouterr().out
+    assert all(part in out for part in form.shown)
+    assert [path.name for path in output.parent.iterdir()] == ["out.pth"]
+    again = convert(output, tmp_path / "again.pth")
+    assert sorted(again.loaded) == sorted(report.loaded)
+    assert not again.weights.dropped
+    rewritten = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
+    assert all(torch.equal(rewritten[name], value) for name, value in written.items())
+
+
+def test_every_name_on_request(tmp_path, form, file, capsys):
+    convert(file, tmp_path / "out.pth", "--all")
+    out = capsys.readouterr().out
+    assert all(name.removeprefix(swin_weights.PREFIX) in out for name in form.expected)
+    assert "head.weight" in out or "classifier.weight" in out
+
+
+def drop(*names):
+    return lambda state: [state.pop(name) for name in names]
+
+
+def drop_stage(state):
+    for name in [name for name in state if name.startswith("layers.3.")]:
+        del state[name]
+
+
+def spoil(name):
+    return lambda state: state.update({name: torch.full_like(state[name], torch.inf)})
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (swin, drop("layers.2.downsample.norm.bias"), "1 of the backbone's tensors are not in it"),
+        (swin, drop("layers.2.blocks.1.norm1.weight"), "1 of the backbone's tensors are not in it"),
+        (swin, drop_stage, "incomplete or of no published variant"),
+        (swin, spoil("layers.0.blocks.0.norm1.weight"), r"norm1\.weight' holds NaN or infinity"),
+        (swin, dict.clear, "holds no Swin or Mix Transformer in a known form"),
+        (
+            hugging_face,
+            drop("segformer.encoder.block.1.0.mlp.dense2.bias"),
+            r"1 of the backbone's tensors are not in it, block2\.0\.mlp\.fc2\.bias first",
+        ),
+        (
+            hugging_face,
+            drop("segformer.encoder.patch_embeddings.2.proj.weight"),
+            r"is incomplete or of no published variant: .*EMBED_DIMS \[8, 16\]",
+        ),
+        (hugging_face, spoil("segformer.encoder.layer_norm.3.bias"), r"its 'norm4\.bias' holds NaN or infinity"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path, capsys, make, change, message):
+    content = make().content
+    change(content.get("model", content))
+    torch.save(content, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "in.pth", tmp_path / "out.pth")
+    with pytest.raises(SystemExit) as exit_code:
+        run(convert, tmp_path / "in.pth", tmp_path / "out.pth")
+    assert exit_code.value.code == 1
+    assert str(tmp_path / "in.pth") in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_nothing_is_overwritten_unasked(tmp_path, file):
+    output = tmp_path / "out.pth"
+    output.write_bytes(b"mine")
+    with pytest.raises(UserError, match="exists already; pass --overwrite"):
+        convert(file, output)
+    assert output.read_bytes() == b"mine"
+    convert(file, output, "--overwrite")
+    assert torch.load(output, weights_only=True)["model"]
+    with pytest.raises(UserError, match=r"is to end in \.pth"):
+        convert(file, tmp_path / "out.bin")
+    with pytest.raises(UserError, match="no file"):
+        convert("none.pth", tmp_path / "new.pth")
+
+
+def test_safetensors_need_their_package(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(UserError, match="pip install safetensors; or take the pytorch_model.bin"):
+        convert(path, tmp_path / "out.pth")

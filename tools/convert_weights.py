@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Check published weights of a Swin or Mix Transformer, and write what the project's backbone takes of them.
+
+    python tools/convert_weights.py swin_base_patch4_window7_224_22k.pth weights/swin_base_22k_d2.pth
+    python tools/convert_weights.py pytorch_model.bin weights/mit_b1.pth
+
+Of Swin: what its authors publish, with or without Detectron2's prefix backbone.bottom_up., and detectors with a Swin
+backbone under the published names. Of the Mix Transformer: what SegFormer's authors publish (mit_b*.pth), Hugging
+Face's nvidia/mit-b* (pytorch_model.bin, and model.safetensors where the safetensors package is installed), and whole
+SegFormers in either form. MODEL.WEIGHTS takes all of them as they are, but for .safetensors; this tells beforehand
+which variant a file holds, whether it is complete, and what becomes of each of its tensors.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from airm.backbone import weights as mit_weights
+from airm.backbone.mix_transformer import MixTransformer
+from patchdct.backbone import swin_weights
+from patchdct.backbone.swin import SwinTransformer
+from pixelmask.checkpoint.files import check_tensors
+from pixelmask.checkpoint.pretrained import RGB, ConversionReport, PretrainedWeights, read_published
+from pixelmask.cli import run
+from pixelmask.errors import UserError
+from pixelmask.files import whole_or_not_at_all
+
+
+class Family(NamedTuple):
+    """Backbones that are published in several variants."""
+
+    read: Callable[[Mapping[str, Any]], PretrainedWeights | None]
+    fit: Callable[..., tuple[dict[str, torch.Tensor], ConversionReport]]
+    build: Callable[[Any], torch.nn.Module]
+    """Makes a backbone of a variant, for RGB images."""
+    prefix: str
+    """Of the names that are written."""
+
+
+FAMILIES = (
+    Family(
+        swin_weights.read_swin,
+        swin_weights.fit,
+        lambda variant: SwinTransformer(**variant._asdict()),
+        swin_weights.PREFIX,
+    ),
+    Family(
+        mit_weights.read_mix_transformer,
+        mit_weights.fit,
+        lambda variant: MixTransformer(
+            RGB, variant.embed_dims, variant.depths, (1, 2, 5, 8), (8, 4, 2, 1), (4, 2, 2, 2)
+        ),
+        "",
+    ),
+)
+
+
+def recognise(path: Path) -> tuple[Family, PretrainedWeights]:
+    """Read a file, and find out what it holds.
+
+    Raises:
+        UserError: if it cannot be read, or holds nothing that is known.
+    """
+    state = read_published(path)
+    for family in FAMILIES:
+        weights = family.read(state)
+        if weights is not None:
+            check_tensors(str(path), weights.tensors)
+            if not weights.variant.is_published:
+                raise UserError(f"{path} is incomplete or of no published variant: {weights.variant}")
+            return family, weights
+    raise UserError(f"{path} holds no Swin or Mix Transformer in a known form")
+
+
+def as_table(report: ConversionReport, every_name: bool) -> Table:
+    title = str(report.weights.variant)
+    table = Table("", "tensors", "" if every_name else "some of them", title=title, box=box.SIMPLE_HEAD)
+    for group, names in report.groups().items():
+        table.add_row(group, str(len(names)), "\n".join(names) if every_name else ", ".join(names[:2]))
+    return table
+
+
+def main(args: argparse.Namespace) -> ConversionReport:
+    if args.output.suffix != ".pth":
+        raise UserError(f"{args.output} is to end in .pth")
+    if args.output.exists() and not args.overwrite:
+        raise UserError(f"{args.output} exists already; pass --overwrite to replace it")
+    family, weights = recognise(args.input)
+    with torch.device("meta"):
+        own = family.build(weights.variant).state_dict()
+    tensors, report = family.fit(weights, own)
+    # A pipe or file has no width of its own
+    Console(width=None if sys.stdout.isatty() else 120).print(as_table(report, args.all))
+    if report.problem:
+        raise UserError(f"{args.input} cannot be used: {report.problem}")
+    with whole_or_not_at_all(args.output) as temporary:
+        torch.save({"model": {family.prefix + name: tensors[name].clone() for name in report.loaded}}, temporary)
+    print(f"{args.output} is for MODEL.WEIGHTS")
+    return report
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", type=Path, metavar="INPUT", help="file with pretrained weights")
+    parser.add_argument("output", type=Path, metavar="OUTPUT.pth", help="file to write")
+    parser.add_argument("--all", action="store_true", help="name every tensor, not some of each kind")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT.pth if it is there")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, argument_parser().parse_args())
