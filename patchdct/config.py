@@ -65,9 +65,7 @@ def _add_swin_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN.TOP_LEVELS = 2
 
 
-def add_dctmask_config(cfg: CfgNode) -> None:
-    """Add the keys of DCT-Mask, which are among PatchDCT's."""
-    add_patchdct_config(cfg)
+add_dctmask_config = add_patchdct_config  # DCT-Mask's keys are among PatchDCT's
 
 
 register_keys(add_patchdct_config)

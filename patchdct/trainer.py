@@ -1,8 +1,6 @@
 """The trainer of detectors."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -27,7 +25,7 @@ class Trainer(BaseTrainer):
         prepare_datasets(cfg, train)
 
     @classmethod
-    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> CheckedDatasetMapper:
         return CheckedDatasetMapper(cfg, is_train=is_train)
 
     @classmethod

@@ -6,7 +6,8 @@ meta-architecture only.
 
 import difflib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 AddKeys = Callable[[CfgNode], None]
 
 _ADD_KEYS: dict[str, AddKeys] = {}
-# Top-level keys by which a config is known to be a whole one, as a training writes it: nobody writes these by hand
-_WHOLE = {"CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "INPUT", "MODEL", "OUTPUT_DIR", "SEED", "SOLVER", "VIS_PERIOD"}
+# Top-level keys by which a whole config, as a training writes it, is known: nobody writes all of these by hand
+_WHOLE = {"CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "INPUT", "MODEL", "OUTPUT_DIR", "SOLVER", "TEST", "VERSION"}
 
 
 def register_keys(add_keys: AddKeys, architecture: str = "") -> None:
@@ -52,8 +53,8 @@ def get_cfg(architecture: str = "") -> CfgNode:
 def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence[Sequence[str]] = ()) -> CfgNode:
     """Return the frozen config that a config file and command-line overrides make.
 
-    A whole config, which a training wrote, may have keys that are not known here: those of another version of
-    Detectron2, or of another model. They are left out, and the log says so.
+    A whole config, as a training writes it, may have keys that are not known here, of another model or another version
+    of Detectron2. They are left out, and the log says so. In any other, an unknown key is a mistake.
 
     Args:
         config_file: a YAML file, or "" for the defaults.
@@ -64,49 +65,71 @@ def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence
         UserError: if the file is missing or no YAML, or a key or value does not fit. A config that asks for CUDA on a
             machine without it is not an error: the model goes to the CPU, with a warning.
     """
-    content: dict[str, Any] = {}
-    if config_file:
-        if not Path(config_file).is_file():
-            raise UserError(f"no config file {config_file}; those of this project are in configs/")
-        try:
-            content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-        except (KeyError, AssertionError, AttributeError, ValueError, yaml.YAMLError, OSError) as e:
-            raise UserError(f"{config_file}: {e}") from None
-    return _make_cfg(content, config_file, opts, datasets)
+    if config_file and not Path(config_file).is_file():
+        raise UserError(f"no config file {config_file}; those of this project are in configs/")
+    with _mistakes_in(config_file):
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False) if config_file else {}
+        cfg = get_cfg(_architecture(content, opts))
+    with _mistakes_in(config_file, cfg):
+        if set(content) >= _WHOLE:
+            _merge_known(cfg, content, config_file)
+        elif config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    return _finish(cfg, opts, datasets)
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Return the frozen config that a YAML text, such as that in a checkpoint, and overrides make; see load_cfg.
+    """Return the frozen config that a whole config's YAML, such as that in a checkpoint, and overrides make.
 
     Raises:
-        UserError: if it cannot be used; the message names the ``source``.
+        UserError: as in :func:`load_cfg`; the message names the ``source``.
     """
-    try:
+    with _mistakes_in(source):
         content = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise UserError(f"the config in {source} is no YAML: {e}") from None
-    return _make_cfg(content, source, opts)
+        cfg = get_cfg(_architecture(content, opts))
+        _merge_known(cfg, content, source)
+    return _finish(cfg, opts)
 
 
-def _make_cfg(
-    content: dict[str, Any], source: str, opts: Sequence[str], datasets: Sequence[Sequence[str]] = ()
-) -> CfgNode:
-    opts = list(opts)
-    cfg = get_cfg(_architecture(content, opts))
-    place = source
-    try:
-        _merge_content(cfg, content, source)
-        place = "the command line"
-        if len(opts) % 2:
-            raise UserError(f"overrides come as KEY VALUE pairs; {opts[-1]!r} has no value")
-        cfg.merge_from_list(opts)
+def _architecture(content: dict[str, Any], opts: Sequence[str]) -> str:
+    """Return the MODEL.META_ARCHITECTURE that a config's content and overrides name, "" if they do not."""
+    model = content.get("MODEL")
+    named = model.get("META_ARCHITECTURE", "") if isinstance(model, dict) else ""
+    return dict(zip(opts[::2], opts[1::2], strict=False)).get("MODEL.META_ARCHITECTURE", named)
+
+
+def _merge_known(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
+    if unknown := _take_out_unknown(content, cfg):
+        logger.warning("%s: left out what other models or versions have: %s", source, ", ".join(unknown))
+    cfg.merge_from_other_cfg(CfgNode(content))
+
+
+def _take_out_unknown(content: dict[str, Any], known: CfgNode, prefix: str = "") -> list[str]:
+    """Take the keys and nodes that ``known`` does not have out of a whole config, and return their names.
+
+    Raises:
+        UserError: for one that stands in the place of a known key, or nearly has the name of one: a typing mistake.
+    """
+    unknown = [name for name in content if name not in known]
+    missing = [name for name in known if name not in content]
+    for name in unknown:
+        close = difflib.get_close_matches(name, missing) or difflib.get_close_matches(name, known, cutoff=0.85)
+        if close:
+            raise UserError(_describe_unknown(prefix + name, [prefix + other for other in close]))
+        del content[name]
+    names = [prefix + name for name in unknown]
+    for name, value in content.items():
+        if isinstance(value, dict) and isinstance(known[name], CfgNode):
+            names += _take_out_unknown(value, known[name], f"{prefix}{name}.")
+    return names
+
+
+def _finish(cfg: CfgNode, opts: Sequence[str], datasets: Sequence[Sequence[str]] = ()) -> CfgNode:
+    if len(opts) % 2:
+        raise UserError(f"overrides come as KEY VALUE pairs; {opts[-1]!r} has no value")
+    with _mistakes_in("the command line", cfg):
+        cfg.merge_from_list(list(opts))
         cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *map(list, datasets)]
-    except UserError:
-        raise
-    except (KeyError, AssertionError, AttributeError, ValueError, yaml.YAMLError) as e:
-        # yacs says "Non-existent config key: ..." of a file's keys, "Non-existent key: ..." of the command line's
-        unknown = str(e).strip("'\"").startswith("Non-existent")
-        raise UserError(f"{place}: {_unknown_key_message(cfg, str(e)) if unknown else e}") from None
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -114,44 +137,27 @@ def _make_cfg(
     return cfg
 
 
-def _architecture(content: Any, opts: Sequence[str]) -> str:
-    """Return the MODEL.META_ARCHITECTURE that a config's content and overrides name, "" if they do not."""
-    key = "MODEL.META_ARCHITECTURE"
-    if key in opts[::2]:
-        return str(dict(zip(opts[::2], opts[1::2], strict=False))[key])
-    model = content.get("MODEL") if isinstance(content, dict) else None
-    return str(model.get("META_ARCHITECTURE", "")) if isinstance(model, dict) else ""
+@contextmanager
+def _mistakes_in(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
+    """Turn what yacs and YAML raise into a UserError that names the source, and keys of ``cfg`` for an unknown one."""
+    try:
+        yield
+    except (KeyError, AssertionError, AttributeError, TypeError, ValueError, yaml.YAMLError, OSError) as e:
+        message = str(e).strip("'\"")
+        if isinstance(e, (AttributeError, TypeError)):
+            message = f"keys and values, and groups of them, are not where they belong: {message}"
+        # yacs says "Non-existent config key: ..." of a file's keys, "Non-existent key: ..." of the command line's
+        if cfg is not None and message.startswith("Non-existent"):
+            key = message.rpartition(" ")[2]
+            message = _describe_unknown(key, difflib.get_close_matches(key, _all_keys(cfg)))
+        raise UserError(f"{source}: {message}") from None
 
 
-def _merge_content(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
-    if not content:
-        return
-    loaded = CfgNode(content)
-    known, given = set(_all_keys(cfg)), set(_all_keys(loaded))
-    unknown, missing = given - known, known - given
-    if set(content) >= _WHOLE and not any(difflib.get_close_matches(key, missing) for key in unknown):
-        for key in unknown:
-            _remove(loaded, key)
-        if unknown:
-            logger.info("%s: %d keys of other models or versions are left out", source, len(unknown))
-    cfg.merge_from_other_cfg(loaded)
+def _describe_unknown(key: str, close: Sequence[str]) -> str:
+    hint = f"did you mean {' or '.join(close)}?" if close else "if it is of another package, import that first"
+    return f"unknown config key {key}; {hint}"
 
 
-def _remove(node: CfgNode, key: str) -> None:
-    *parents, name = key.split(".")
-    for parent in parents:
-        node = node[parent]
-    del node[name]
-
-
-def _unknown_key_message(cfg: CfgNode, message: str) -> str:
-    key = message.rpartition(" ")[2].strip("'\"")
-    close = difflib.get_close_matches(key, _all_keys(cfg), n=3)
-    return f"unknown config key {key}" + (f"; did you mean {' or '.join(close)}?" if close else "")
-
-
-def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys: list[str] = []
+def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
     for name, value in node.items():
-        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
-    return keys
+        yield from _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]

@@ -1,12 +1,12 @@
 """Tell what is installed, what is missing, and how to get it: ``python -m pixelmask.doctor``.
 
-Libraries are imported one by one while they are examined, so the report also comes where some are absent or broken.
-Where importing the package itself fails, for want of a torch and torchvision that match, run the file:
-``python pixelmask/doctor.py``.
+First comes what Detectron2 or PyTorch tell of the environment, then a table of what these do not: whether the
+libraries work together, data sets, and remedies. Libraries are imported one by one while they are examined, so the
+report also comes where some are absent or broken. Where importing the package itself fails, for want of a torch and
+torchvision that match, run the file: ``python pixelmask/doctor.py``.
 """
 
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +17,32 @@ from typing import NamedTuple
 INSTALL = "make install"
 DETECTRON2_SOURCE = "https://github.com/facebookresearch/detectron2/blob/main/INSTALL.md"
 TORCH_PAIR = "a matching pair of torch and torchvision: https://pytorch.org/get-started/locally/"
+ENVIRONMENT = (("detectron2.utils.collect_env", "collect_env_info"), ("torch.utils.collect_env", "get_pretty_env_info"))
+
+LAYOUT = "layout: datasets/README.md"
+LVIS = f"https://www.lvisdataset.org/dataset; {LAYOUT}"
+CASCADEPSP = f"https://github.com/hkchengrex/CascadePSP/blob/master/docs/dataset.md; {LAYOUT}"
+COCOFIED = "python datasets/prepare_lvis_cocofied.py (datasets/README.md) makes it from"
+# By name: where to get it, and its paths below $DETECTRON2_DATASETS
+DATA_SETS: dict[str, tuple[str, list[str]]] = {
+    "COCO 2017": (
+        f"https://cocodataset.org/#download; {LAYOUT}",
+        [*(f"coco/annotations/instances_{s}2017.json" for s in ("train", "val")), "coco/train2017", "coco/val2017"],
+    ),
+    "LVIS v0.5": (LVIS, ["lvis/lvis_v0.5_train.json", "lvis/lvis_v0.5_val.json"]),
+    "LVIS v0.5 cocofied": (f"{COCOFIED} LVIS v0.5", ["lvis/lvis_v0.5_val_cocofied.json"]),
+    "LVIS v1": (LVIS, ["lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json"]),
+    "LVIS v1 cocofied": (f"{COCOFIED} LVIS v1", ["lvis/lvis_v1_val_cocofied.json"]),
+    "Cityscapes": (
+        f"https://www.cityscapes-dataset.com/downloads; {LAYOUT}",
+        [f"cityscapes/{kind}/{split}" for kind in ("leftImg8bit", "gtFine") for split in ("train", "val")],
+    ),
+    "AIRM training": (f"where to get them, {LAYOUT}", ["MSRA10K", "DUTS-TR", "DUTS-TE", "ECSSD", "FSS-1000"]),
+    "DUT-OMRON": (f"http://saliencydetection.net/dut-omron; {LAYOUT}", ["DUT-OMRON"]),
+    "BIG": (CASCADEPSP, ["BIG"]),
+    "VOC 2012 relabelled": (CASCADEPSP, ["VOC2012_relabelled"]),
+    "shapes (synthetic)": ("made on first use, for example by: make demo", ["shapes"]),
+}
 
 
 class Check(NamedTuple):
@@ -33,53 +59,23 @@ class Check(NamedTuple):
     required: bool = False
 
 
-class DataSet(NamedTuple):
-    """The paths of a data set below ``$DETECTRON2_DATASETS``, and where to get them."""
-
-    name: str
-    paths: tuple[str, ...]
-    remedy: str
-
-
-COCO_PAGE = "https://cocodataset.org/#download"
-LVIS_PAGE = "https://www.lvisdataset.org/dataset"
-CASCADEPSP_PAGE = "https://github.com/hkchengrex/CascadePSP/blob/master/docs/dataset.md"
-LAYOUT = "layout: datasets/README.md"
-COCOFIED = "python datasets/prepare_lvis_cocofied.py (datasets/README.md) makes it from"
-DATA_SETS = (
-    DataSet(
-        "COCO 2017",
-        (
-            "coco/annotations/instances_train2017.json",
-            "coco/annotations/instances_val2017.json",
-            "coco/train2017",
-            "coco/val2017",
-        ),
-        f"{COCO_PAGE}; {LAYOUT}",
-    ),
-    DataSet("LVIS v0.5", ("lvis/lvis_v0.5_train.json", "lvis/lvis_v0.5_val.json"), f"{LVIS_PAGE}; {LAYOUT}"),
-    DataSet("LVIS v0.5 cocofied", ("lvis/lvis_v0.5_val_cocofied.json",), f"{COCOFIED} LVIS v0.5"),
-    DataSet("LVIS v1", ("lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json"), f"{LVIS_PAGE}; {LAYOUT}"),
-    DataSet("LVIS v1 cocofied", ("lvis/lvis_v1_val_cocofied.json",), f"{COCOFIED} LVIS v1"),
-    DataSet(
-        "Cityscapes",
-        tuple(f"cityscapes/{kind}/{split}" for kind in ("leftImg8bit", "gtFine") for split in ("train", "val")),
-        f"https://www.cityscapes-dataset.com/downloads; {LAYOUT}",
-    ),
-    DataSet("AIRM training", ("MSRA10K", "DUTS-TR", "DUTS-TE", "ECSSD", "FSS-1000"), f"where to get them, {LAYOUT}"),
-    DataSet("DUT-OMRON", ("DUT-OMRON",), f"http://saliencydetection.net/dut-omron; {LAYOUT}"),
-    DataSet("BIG", ("BIG",), f"{CASCADEPSP_PAGE}; {LAYOUT}"),
-    DataSet("VOC 2012 relabelled", ("VOC2012_relabelled",), f"{CASCADEPSP_PAGE}; {LAYOUT}"),
-    DataSet("shapes (synthetic)", ("shapes",), "made on first use, for example by: make demo"),
-)
+def environment() -> str:
+    """Return what Detectron2, or PyTorch where that cannot, tells of libraries and devices; "" where neither can."""
+    for module, function in ENVIRONMENT:
+        try:
+            return getattr(import_module(module), function)()
+        except Exception:  # the table tells what is wrong
+            continue
+    return ""
 
 
 def examine() -> list[Check]:
-    """Examine this interpreter and the data sets, in the order of the report."""
+    """Examine the libraries and the data sets, in the order of the report."""
+    detectron2 = f"pure Python: python tools/install_detectron2.py; compiled: {DETECTRON2_SOURCE}"
     return [
-        Check("Python", "ok", f"{platform.python_version()} at {sys.executable}"),
-        *_examine_torch(),
-        _examine_detectron2(),
+        _probe("torch", "torch", lambda: str(import_module("torch").__version__), INSTALL, required=True),
+        _probe("torchvision", "torchvision", _use_torchvision, TORCH_PAIR, required=True),
+        _probe("Detectron2", "detectron2", _use_detectron2, detectron2, required=True),
         _examine_library("pycocotools", "pycocotools.mask", required=True),
         _examine_library("faster-coco-eval", "faster_coco_eval", required=True),
         _examine_library("lvis", "lvis"),
@@ -92,8 +88,8 @@ def main() -> int:
     """Print the report; return the exit status, 1 if something required is missing or broken."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what old libraries say about new ones while they are imported
-        checks = examine()
-    sys.stdout.write(_render(checks))
+        report, checks = environment(), examine()
+    sys.stdout.write(f"Python {sys.version.split()[0]} at {sys.executable}\n{report}\n{_render(checks)}")
     return int(any(check.required and check.status != "ok" for check in checks))
 
 
@@ -109,35 +105,20 @@ def _probe(name: str, module: str, describe: Callable[[], str], remedy: str, req
         return Check(name, "broken", reason, remedy, required)
 
 
-def _examine_torch() -> Iterator[Check]:
-    def torchvision() -> str:
-        ops, torch = import_module("torchvision.ops"), import_module("torch")
-        ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # what fails first where the two do not match
-        return f"{metadata.version('torchvision')}, its operators work with this torch"
-
-    def cuda() -> str:
-        cuda = import_module("torch").cuda
-        if not cuda.is_available():
-            return "no device; everything runs on the CPU"
-        return ", ".join(cuda.get_device_name(index) for index in range(cuda.device_count()))
-
-    yield _probe("torch", "torch", lambda: str(import_module("torch").__version__), INSTALL, required=True)
-    yield _probe("torchvision", "torchvision", torchvision, TORCH_PAIR, required=True)
-    yield _probe("CUDA", "torch", cuda, INSTALL, required=False)
+def _use_torchvision() -> str:
+    ops, torch = import_module("torchvision.ops"), import_module("torch")
+    ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # what fails first where the two do not match
+    return f"{metadata.version('torchvision')}, its operators work with this torch"
 
 
-def _examine_detectron2() -> Check:
-    def describe() -> str:
-        package = import_module("detectron2")
-        folder = Path(str(package.__file__)).parent
-        import_module("detectron2.modeling")
-        compiled = any(folder.glob("_C.*"))
-        if compiled:
-            import_module("detectron2._C")  # fails where it was compiled for another torch
-        return f"{package.__version__}, {'compiled' if compiled else 'pure Python'}, at {folder}"
-
-    remedy = f"pure Python: python tools/install_detectron2.py; compiled: {DETECTRON2_SOURCE}"
-    return _probe("Detectron2", "detectron2", describe, remedy, required=True)
+def _use_detectron2() -> str:
+    package = import_module("detectron2")
+    folder = Path(str(package.__file__)).parent
+    import_module("detectron2.modeling")
+    compiled = any(folder.glob("_C.*"))
+    if compiled:
+        import_module("detectron2._C")  # fails where it was compiled for another torch
+    return f"{package.__version__}, {'compiled' if compiled else 'pure Python'}, at {folder}"
 
 
 def _examine_library(distribution: str, module: str, required: bool = False) -> Check:
@@ -150,20 +131,14 @@ def _examine_library(distribution: str, module: str, required: bool = False) -> 
 
 def _examine_data_sets(root: Path) -> Iterator[Check]:
     """Yield a row for the root and one for each known data set; none of them is required."""
-    if root.is_dir():
-        yield Check("data sets", "ok", f"in {root.absolute()}")
-    else:
-        yield Check(
-            "data sets", "missing", f"no folder {root.absolute()}", "export DETECTRON2_DATASETS=/your/data/sets"
-        )
-    for name, paths, remedy in DATA_SETS:
-        absent = [path for path in paths if not _has_content(root / path)]
-        if not absent:
-            yield Check(name, "ok", ", ".join(paths))
+    status, remedy = ("ok", "") if root.is_dir() else ("missing", "export DETECTRON2_DATASETS=/your/data/sets")
+    yield Check("data sets", status, f"{'in' if root.is_dir() else 'no folder'} {root.absolute()}", remedy)
+    for name, (remedy, paths) in DATA_SETS.items():
+        if absent := [path for path in paths if not _has_content(root / path)]:
+            status = "missing" if absent == paths else "partial"
+            yield Check(name, status, f"absent: {', '.join(absent)}", remedy)
         else:
-            yield Check(
-                name, "missing" if len(absent) == len(paths) else "partial", f"absent: {', '.join(absent)}", remedy
-            )
+            yield Check(name, "ok", ", ".join(paths))
 
 
 def _has_content(path: Path) -> bool:

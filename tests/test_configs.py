@@ -1,5 +1,6 @@
 """Every YAML of the repository parses, merges and builds; so do the published ones."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from patchdct import MaskRCNNPatchDCTHead
-from pixelmask.config import load_cfg
+from pixelmask.config import get_cfg, load_cfg, parse_cfg
 from pixelmask.errors import UserError
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
@@ -113,12 +114,93 @@ def test_published_dct_mask_config_is_ours(tmp_path):
     build_without_memory(published)
 
 
+def whole_config(path: Path, architecture: str, change: Callable[[dict], object]) -> str:
+    """Write the config that a training of the model would dump, changed."""
+    content = yaml.safe_load(get_cfg(architecture).dump())
+    content["MODEL"]["DEVICE"] = "cpu"
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def add_both_models(content: dict) -> None:
+    """What a run of this project had when a config had the keys of all its models."""
+    both = yaml.safe_load(get_cfg("AIRM").dump())
+    merge(both, yaml.safe_load(get_cfg().dump()))
+    merge(both, content)
+    content.update(both)
+
+
+def become_newer(content: dict) -> None:
+    """Keys that Detectron2 got after v0.5, and one that it may get."""
+    merge(
+        content, {"FLOAT32_PRECISION": "", "SOLVER": {"BASE_LR_END": 0.0, "WEIGHT_DECAY_BIAS": None}, "NEW": {"A": 1}}
+    )
+    merge(content, {"MODEL": {"ROI_BOX_HEAD": {"USE_FED_LOSS": False}}, "DATALOADER": {"REPEAT_SQRT": True}})
+
+
+def become_older(content: dict) -> None:
+    """Keys that a Detectron2 before v0.5 lacks."""
+    del content["SOLVER"]["AMP"], content["MODEL"]["RPN"]["CONV_DIMS"]
+
+
+def merge(into: dict, other: dict) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and key in into:
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+@pytest.mark.parametrize("architecture", ["AIRM", "GeneralizedRCNN"])
+@pytest.mark.parametrize("change", [add_both_models, become_newer, become_older])
+def test_whole_configs_of_other_models_and_versions_load(tmp_path, caplog, architecture, change):
+    def use(content):
+        content["MODEL"]["META_ARCHITECTURE"], content["SOLVER"]["BASE_LR"] = architecture, 0.125
+        change(content)
+
+    path = whole_config(tmp_path / "config.yaml", architecture, use)
+    expected = get_cfg(architecture)
+    expected.MODEL.META_ARCHITECTURE, expected.MODEL.DEVICE, expected.SOLVER.BASE_LR = architecture, "cpu", 0.125
+    for load in (load_cfg, lambda path: parse_cfg(Path(path).read_text(), path)):
+        caplog.clear()
+        cfg = load(path).clone()
+        if change is become_newer:
+            assert cfg.SOLVER.WEIGHT_DECAY_BIAS is None
+            cfg.SOLVER.WEIGHT_DECAY_BIAS = expected.SOLVER.WEIGHT_DECAY_BIAS
+        assert cfg == expected
+        messages = [message for message in caplog.messages if "left out" in message]
+        assert len(messages) == (change is not become_older) and all(path in message for message in messages)
+        if change is add_both_models:
+            assert ("MODEL.AIRM" in messages[0]) == (architecture != "AIRM")
+            assert ("MODEL.ROI_MASK_HEAD.PATCH_SIZE" in messages[0]) == (architecture == "AIRM")
+
+
+def rename(content: dict) -> None:
+    content["SOLVER"]["MAX_ITERATIONS"] = content["SOLVER"].pop("MAX_ITER")
+
+
+def add(content: dict) -> None:
+    content["SOLVER"]["MAX_ITERS"] = 7
+
+
+@pytest.mark.parametrize(("change", "key"), [(rename, "MAX_ITERATIONS"), (add, "MAX_ITERS")])
+def test_a_typing_mistake_in_an_edited_config_of_a_training(tmp_path, change, key):
+    path = whole_config(tmp_path / "config.yaml", "AIRM", change)
+    message = rf"config.yaml: unknown config key SOLVER\.{key}; did you mean SOLVER\.MAX_ITER\?"
+    with pytest.raises(UserError, match=message):
+        load_cfg(path)
+    with pytest.raises(UserError, match=message):
+        parse_cfg(Path(path).read_text(), path)
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
         (["MODEL.ROI_MASK_HEAD.PATCH_SIZES", "8"], r"PATCH_SIZES; did you mean .*PATCH_SIZE"),
         (["SOLVER.BASE_LR"], "no value"),
         (["SOLVER.STEPS", "often"], "STEPS"),
+        (["SOLVER.MAX_ITER.A", "3"], "command line"),
     ],
 )
 def test_bad_overrides_are_named(opts, message):
@@ -132,6 +214,11 @@ def test_bad_overrides_are_named(opts, message):
         ("MODEL:\n  MASK_OFF: True\n", "MODEL.MASK_OFF"),
         ("MODEL: [\n", "bad.yaml"),
         ("VERSION: 2\nx: !!python/name:os.system\n", "bad.yaml"),
+        ("MODEL:\n  AIRM:\n    RANK: 3\n", "bad.yaml: unknown config key MODEL.AIRM.*import"),
+        ("SOLVER:\n  MAX_ITERS: 3\n", "MAX_ITERS; did you mean SOLVER.MAX_ITER"),
+        ("- a\n", "bad.yaml"),
+        ("", "bad.yaml"),
+        ("MODEL: 3\n", "bad.yaml"),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, message):

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 from lvis import LVIS, LVISEval
 from pycocotools import mask as mask_util
 
+from pixelmask.engine.compat import numpy_float
 from pixelmask.errors import UserError
 from pixelmask.evaluation.boundary import rle_to_boundary
 
@@ -52,10 +52,10 @@ class Truth(LVIS):
 
 
 class MaskEval(LVISEval):
-    """LVIS's evaluation on any numpy: lvis 0.5.3 asks for ``np.float``, which numpy 1.24 dropped."""
+    """LVIS's evaluation on any numpy."""
 
     def accumulate(self) -> None:
-        with mock.patch.object(np, "float", float, create=True):
+        with numpy_float():
             super().accumulate()
 
 

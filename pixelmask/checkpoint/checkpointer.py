@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..errors import UserError
+from ..files import whole_or_not_at_all
 from .files import UnreadableCheckpoint, by_name, check_tensors, read_pickle, read_torch
 
 logger = logging.getLogger(__name__)
@@ -170,14 +172,8 @@ class _AtomicWrites:
 
     @contextlib.contextmanager
     def _replace(self, path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
-        temporary = f"{path}.tmp"
-        try:
-            with self._manager.open(temporary, mode, **kwargs) as f:
-                yield f
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+        with whole_or_not_at_all(Path(path)) as temporary, self._manager.open(str(temporary), mode, **kwargs) as f:
+            yield f
 
 
 def _check_exists(path: str) -> None:
@@ -214,7 +210,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def load_trained(model: nn.Module, weights: str) -> None:
-    """Load a checkpoint of a trained model, as data (:class:`~patchdct.checkpoint.SafeCheckpointer`).
+    """Load a checkpoint of a trained model, as data (:class:`SafeCheckpointer`).
 
     Raises:
         UserError: if it cannot be read, or leaves a parameter of the model random.

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from ..cli import run
 from ..errors import UserError
+from .compat import create_local_process_group
 
 
 def launch(main: Callable[[Any], object], args: Any) -> object:
@@ -60,11 +61,4 @@ def _join_torchrun() -> None:
         torch.cuda.set_device(local_rank)
     # PyTorch's own timeout for NCCL is shorter than an evaluation on the first process may take
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=DEFAULT_TIMEOUT)
-    if hasattr(comm, "create_local_process_group"):
-        comm.create_local_process_group(local_size)
-        return
-    # Detectron2 v0.5 makes its per-machine groups only in its own launcher
-    for first in range(0, dist.get_world_size(), local_size):
-        group = dist.new_group(list(range(first, first + local_size)))
-        if first <= dist.get_rank() < first + local_size:
-            comm._LOCAL_PROCESS_GROUP = group
+    create_local_process_group(local_size)

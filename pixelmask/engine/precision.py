@@ -1,6 +1,8 @@
 """Automatic mixed precision (AMP) in training, where ``SOLVER.AMP.ENABLED`` asks for it."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from .compat import AMP_TAKES_PRECISION
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +35,23 @@ class Bfloat16Trainer(SimpleTrainer):
         inner.forward = forward_in_bfloat16
 
 
-def amp_trainer(cfg: CfgNode) -> type[SimpleTrainer]:
-    """Return the class that trains with AMP as ``SOLVER.AMP.DTYPE`` has it.
+def amp_trainer(cfg: CfgNode) -> Callable[..., SimpleTrainer]:
+    """Return what makes a trainer, of :class:`SimpleTrainer`'s arguments, with AMP as ``SOLVER.AMP.DTYPE`` has it.
 
-    "float16" is Detectron2's AMPTrainer; without CUDA, which that needs, float32 is trained in, with a warning.
+    On CUDA it is Detectron2's AMPTrainer where that can be. Without CUDA "float16" trains in float32, with a warning.
 
     Raises:
         UserError: for another name.
     """
-    dtype = cfg.SOLVER.AMP.DTYPE
+    dtype, on_cuda = cfg.SOLVER.AMP.DTYPE, cfg.MODEL.DEVICE.startswith("cuda")
     if dtype not in ("float16", "bfloat16"):
         raise UserError(f"SOLVER.AMP.DTYPE is {dtype!r}; known are 'float16' and 'bfloat16'")
     if dtype == "bfloat16":
-        return Bfloat16Trainer
-    if cfg.MODEL.DEVICE.startswith("cuda"):
+        if not (on_cuda and AMP_TAKES_PRECISION):
+            return Bfloat16Trainer
+        unscaled = torch.amp.GradScaler("cuda", enabled=False)  # bfloat16 has the range of float32
+        return partial(AMPTrainer, precision=torch.bfloat16, grad_scaler=unscaled)
+    if on_cuda:
         return AMPTrainer
     if cfg.SOLVER.AMP.ENABLED:
         logger.warning("SOLVER.AMP in float16 needs CUDA: training in float32 (SOLVER.AMP.DTYPE bfloat16 works here)")

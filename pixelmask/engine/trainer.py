@@ -3,36 +3,56 @@
 import json
 import logging
 import weakref
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
-from unittest import mock
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, defaults
+from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer
 from ..errors import UserError
+from .compat import StatefulTrainer, replaced
 from .optimizer import build_optimizer
-from .pictures import Draw, PredictionPictures
+from .pictures import Mapper, PredictionPictures
 from .precision import amp_trainer
 
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer(DefaultTrainer):
-    """DefaultTrainer that loads checkpoints as data, names unreadable images, and evaluates Boundary AP too."""
+class BaseTrainer(StatefulTrainer):
+    """DefaultTrainer that checks data, loads checkpoints as data, draws predictions, and can use AMP on any device.
+
+    A kind of model gives ``draw_prediction``, ``prepare_datasets``, ``build_mapper`` and ``build_evaluator``.
+    """
 
     checkpointer: SafeCheckpointer
+
+    @staticmethod
+    def draw_prediction(
+        model: torch.nn.Module, record: dict[str, Any], mapper: Mapper, dataset_name: str
+    ) -> np.ndarray:
+        """Draw a prediction for VIS_PERIOD; see :data:`~pixelmask.engine.pictures.Draw`."""
+        raise NotImplementedError
+
+    @classmethod
+    def prepare_datasets(cls, cfg: CfgNode, train: bool) -> None:
+        """Register and check the data sets of a config, those of DATASETS.TRAIN only if ``train``."""
+        raise NotImplementedError
+
+    @classmethod
+    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Mapper:
+        """Build what makes a sample of a data set's dict."""
+        raise NotImplementedError
 
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer gives DDP a device id, which DDP refuses for a model on the CPU; its AMP is in float16 only
         with (
-            mock.patch.object(defaults, "create_ddp_model", _create_ddp_model),
-            mock.patch.object(defaults, "AMPTrainer", amp_trainer(cfg)),
+            replaced(defaults, "create_ddp_model", _create_ddp_model),
+            replaced(defaults, "AMPTrainer", amp_trainer(cfg)),
         ):
             super().__init__(log_scaled_schedule(cfg))
 
@@ -45,26 +65,21 @@ class BaseTrainer(DefaultTrainer):
             hooks.insert(-1, self.build_pictures(self.cfg, self.checkpointer.model))  # before what writes the events
         return hooks
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the training: iteration, hooks, optimizer, and the loss scaling of AMP.
-
-        The keys are those of Detectron2 after v0.5, which itself leaves the last two out.
-        """
-        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; what an older checkpoint lacks starts anew, with a warning.
+        """Take up what a checkpoint keeps of a training; what an older one lacks starts anew, with a warning.
 
         Raises:
             UserError: if the optimizer's state is that of other parameters.
         """
-        TrainerBase.load_state_dict(self, state_dict)
-        own, saved = self._trainer.state_dict(), state_dict.get("_trainer", {})
-        if missing := own.keys() - saved.keys() - {"iteration"}:
-            logger.warning("The checkpoint has no state of the %s, which starts anew", " and ".join(sorted(missing)))
+        own = self._trainer.state_dict()
+        # Without loss scaling AMP's state is empty
+        saved = {name: state for name, state in state_dict.get("_trainer", {}).items() if state != {}}
+        missing = sorted(name for name in own.keys() - saved.keys() - {"iteration"} if own[name])
+        if missing:
+            logger.warning("The checkpoint has no state of the %s, which starts anew", " and ".join(missing))
         keys = self._trainer.optimizer.param_groups[0].keys() - {"params"}
         try:
-            self._trainer.load_state_dict({**own, **saved})
+            super().load_state_dict({**state_dict, "_trainer": {**own, **saved}})
             if lost := keys - self._trainer.optimizer.param_groups[0].keys():
                 raise ValueError(f"the optimizer's state in the checkpoint has no {' and '.join(sorted(lost))}")
         except ValueError as e:
@@ -85,22 +100,9 @@ class BaseTrainer(DefaultTrainer):
         period = cfg.VIS_PERIOD if has_masks else 0
         return PredictionPictures(model, name, cls.build_mapper(cfg, is_train=False), cls.draw_prediction, period)
 
-    draw_prediction: ClassVar[Draw]
-    """What draws a prediction for VIS_PERIOD."""
-
-    @classmethod
-    def prepare_datasets(cls, cfg: CfgNode, train: bool) -> None:
-        """Register and check the data sets of a config, those of DATASETS.TRAIN only if ``train``."""
-        raise NotImplementedError
-
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Build what makes a sample of a data set's dict."""
-        raise NotImplementedError
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

@@ -8,23 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from pixelmask.cli import import_code
+from pixelmask.cli import import_code, run
 from pixelmask.errors import UserError
 from tests.support.models import load_tool
+from tests.support.training import PATCHDCT, run_train_net
 from tests.tools.test_demo import picture
-from tests.tools.test_train_net import TINY, run, shapes_root, train_net
 
 PAGE = Path("docs/extending.md").read_text(encoding="utf-8")
 (CODE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TRAIN, DRAW = (shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
 
-__all__ = ["shapes_root"]
-
 
 @pytest.fixture
-def words(tmp_path, monkeypatch, shapes_root):
+def words(tmp_path, monkeypatch, data_root):
     """Change a command's paths to those of this test, with the code where it was saved."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes_root))
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_head.py").write_text(CODE, encoding="utf-8")
     picture().save(tmp_path / "photo.jpg")
@@ -36,7 +33,7 @@ def words(tmp_path, monkeypatch, shapes_root):
 def test_the_example_trains_is_evaluated_and_draws(words, tmp_path):
     assert (TRAIN[:2], DRAW[:2]) == (["python", "tools/train_net.py"], ["python", "tools/demo.py"])
     stages = ["MODEL.ROI_MASK_HEAD.NUM_STAGE", "3", "MODEL.ROI_MASK_HEAD.MASK_LOSS_PARA_EACH_STAGE", "[1.0,1.0,1.0]"]
-    run(train_net.launch, train_net.main, train_net.argument_parser().parse_args([*words(TRAIN), *TINY, *stages]))
+    run_train_net([*words(TRAIN), *PATCHDCT.opts, *stages])
     output = tmp_path / "output" / "residual_shapes"
     lines = (output / "metrics.json").read_text().splitlines()
     logged = {key for line in lines for key in json.loads(line)}
@@ -51,7 +48,7 @@ def test_the_example_trains_is_evaluated_and_draws(words, tmp_path):
 def test_without_import_the_message_names_it(words, tmp_path, capsys):
     unknown = ["MODEL.ROI_MASK_HEAD.NAME", "NoSuchHead", "OUTPUT_DIR", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
-        run(train_net.launch, train_net.main, train_net.argument_parser().parse_args([*words(TRAIN), *TINY, *unknown]))
+        run_train_net([*words(TRAIN), *PATCHDCT.opts, *unknown])
     assert "error: the config names NoSuchHead, which is not in the registry ROI_MASK_HEAD" in capsys.readouterr().err
 
 

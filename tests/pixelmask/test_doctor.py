@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import detectron2
 import pytest
 
 from pixelmask import doctor
@@ -15,7 +16,7 @@ LIBRARIES = ("torch", "torchvision", "Detectron2", "pycocotools", "faster-coco-e
 
 
 @pytest.fixture(autouse=True)
-def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     return tmp_path
 
@@ -39,26 +40,21 @@ def examine() -> dict[str, doctor.Check]:
     return {check.name: check for check in doctor.examine()}
 
 
-def put_file(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}")
+def put_files(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("{}")
 
 
 def test_everything_installed_is_found_with_its_version() -> None:
     checks = examine()
-    assert checks["Python"].found.startswith(".".join(map(str, sys.version_info[:3])))
     for name in LIBRARIES:
         assert checks[name].status == "ok", checks[name]
         assert checks[name].found[0].isdigit(), checks[name]
         assert checks[name].remedy == ""
-
-
-def test_detectron2_row_tells_version_place_and_kind() -> None:
-    import detectron2
-
     folder = Path(detectron2.__file__).parent
     kind = "compiled" if any(folder.glob("_C.*")) else "pure Python"
-    assert examine()["Detectron2"].found == f"{detectron2.__version__}, {kind}, at {folder}"
+    assert checks["Detectron2"].found == f"{detectron2.__version__}, {kind}, at {folder}"
 
 
 @pytest.mark.parametrize(
@@ -73,14 +69,7 @@ def test_detectron2_row_tells_version_place_and_kind() -> None:
         ("cityscapesscripts", "cityscapesscripts", "pip install cityscapesscripts", 0),
     ],
 )
-def test_a_missing_library_is_named_with_its_remedy(
-    module: str,
-    row: str,
-    remedy: str,
-    exit_status: int,
-    imports: dict[str, object],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_missing_library_is_named_with_its_remedy(module, row, remedy, exit_status, imports, capsys):
     imports[module] = ModuleNotFoundError(f"No module named {module!r}", name=module)
     check = examine()[row]
     assert check.status == "missing"
@@ -89,6 +78,15 @@ def test_a_missing_library_is_named_with_its_remedy(
     assert doctor.main() == exit_status
     output = capsys.readouterr().out
     assert row in output and "missing" in output and remedy in output
+
+
+def test_the_environment_is_told_by_what_can_be_imported(imports: dict[str, object]) -> None:
+    versions = (detectron2.__version__, importlib.import_module("torch").__version__, sys.version.split()[0])
+    assert all(version in doctor.environment() for version in versions)
+    imports["detectron2"] = ImportError("broken")
+    assert versions[1] in doctor.environment() and "detectron2" not in doctor.environment()
+    imports["torch"] = OSError("broken, too")
+    assert doctor.environment() == ""
 
 
 def test_torchvision_built_for_another_torch_is_broken(imports: dict[str, object]) -> None:
@@ -115,8 +113,7 @@ def test_a_library_without_one_of_its_own_requirements_is_broken(imports: dict[s
 
 def test_an_extension_compiled_for_another_torch_is_broken(imports: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "_C.cpython-311-x86_64-linux-gnu.so").touch()
-    package = SimpleNamespace(__file__=str(tmp_path / "__init__.py"), __version__="0.6")
-    imports["detectron2"] = package
+    imports["detectron2"] = SimpleNamespace(__file__=str(tmp_path / "__init__.py"), __version__="0.6")
     assert examine()["Detectron2"].found == f"0.6, compiled, at {tmp_path}"
     imports["detectron2._C"] = ImportError("undefined symbol: _ZN3c10")
     assert examine()["Detectron2"][1:3] == ("broken", "undefined symbol: _ZN3c10")
@@ -143,67 +140,61 @@ def test_no_data_sets_each_named_with_its_page() -> None:
         assert not checks[name].required
 
 
-def test_data_sets_are_found_below_the_root(data_root: Path) -> None:
+def test_data_sets_are_found_below_the_root(root: Path) -> None:
     for split in ("train", "val"):
-        put_file(data_root / f"coco/annotations/instances_{split}2017.json")
-        put_file(data_root / f"coco/{split}2017/1.jpg")
-        put_file(data_root / f"cityscapes/leftImg8bit/{split}/ulm/1.png")
-        put_file(data_root / f"lvis/lvis_v1_{split}.json")
-    put_file(data_root / "lvis/lvis_v0.5_val_cocofied.json")
-    put_file(data_root / "shapes/val/annotations.json")
-    put_file(data_root / "DUTS-TR/DUTS-TR-Image/1.jpg")
-    put_file(data_root / "BIG/fcn8s/1_im.jpg")
+        put_files(root, f"coco/annotations/instances_{split}2017.json", f"coco/{split}2017/1.jpg")
+        put_files(root, f"cityscapes/leftImg8bit/{split}/ulm/1.png", f"lvis/lvis_v1_{split}.json")
+    put_files(root, "lvis/lvis_v0.5_val_cocofied.json", "shapes/val/annotations.json")
+    put_files(root, "DUTS-TR/DUTS-TR-Image/1.jpg", "BIG/fcn8s/1_im.jpg")
     checks = examine()
-    assert checks["data sets"].found == f"in {data_root}"
+    assert checks["data sets"].found == f"in {root}"
     for name in ("COCO 2017", "LVIS v1", "LVIS v0.5 cocofied", "BIG", "shapes (synthetic)"):
         assert checks[name].status == "ok", checks[name]
-    assert checks["Cityscapes"].status == "partial"
-    assert checks["Cityscapes"].found == "absent: cityscapes/gtFine/train, cityscapes/gtFine/val"
+    assert checks["Cityscapes"][1:3] == ("partial", "absent: cityscapes/gtFine/train, cityscapes/gtFine/val")
     assert checks["LVIS v1 cocofied"].status == "missing"
-    assert checks["AIRM training"].status == "partial"
-    assert checks["AIRM training"].found == "absent: MSRA10K, DUTS-TE, ECSSD, FSS-1000"
+    assert checks["AIRM training"][1:3] == ("partial", "absent: MSRA10K, DUTS-TE, ECSSD, FSS-1000")
 
 
-def test_empty_folders_and_files_are_no_data_set(data_root: Path) -> None:
-    (data_root / "lvis").mkdir()
-    (data_root / "lvis/lvis_v0.5_val_cocofied.json").touch()
-    (data_root / "shapes").mkdir()
+def test_empty_folders_and_files_are_no_data_set(root: Path) -> None:
+    (root / "lvis").mkdir()
+    (root / "lvis/lvis_v0.5_val_cocofied.json").touch()
+    (root / "shapes").mkdir()
     checks = examine()
     assert checks["LVIS v0.5 cocofied"].status == "missing"
     assert checks["shapes (synthetic)"].status == "missing"
 
 
-def test_an_absent_root_says_how_to_name_one(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_root / "nowhere"))
+def test_an_absent_root_says_how_to_name_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root / "nowhere"))
     check = examine()["data sets"]
     assert check.status == "missing"
-    assert str(data_root / "nowhere") in check.found
+    assert str(root / "nowhere") in check.found
     assert "DETECTRON2_DATASETS" in check.remedy
 
 
 def test_plain_lines_where_rich_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert doctor.main() == 0
-    assert "\npycocotools: ok\n" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert output.startswith(f"Python {sys.version.split()[0]} at {sys.executable}\n")
+    assert "\npycocotools: ok\n" in output
 
 
-def run(arguments: list[str], *search: Path) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], *search: Path) -> str:
+    """Run Python, which is to fail with status 1; return its output."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, search)), "COLUMNS": "200"}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    return result.stdout
 
 
 def test_the_command_reports_a_missing_detectron2() -> None:
-    code = (
-        "import runpy, sys; sys.modules['detectron2'] = None; runpy.run_module('pixelmask.doctor', run_name='__main__')"
-    )
-    result = run(["-c", code], Path(doctor.__file__).parents[1])
-    assert result.returncode == 1, result.stderr
-    assert "no module detectron2" in result.stdout
-    assert "tools/install_detectron2.py" in result.stdout
+    code = "import runpy, sys; sys.modules['detectron2'] = None; runpy.run_module('pixelmask.doctor', None, '__main__')"
+    output = run(["-c", code], Path(doctor.__file__).parents[1])
+    assert "no module detectron2" in output
+    assert "tools/install_detectron2.py" in output
 
 
 def test_the_file_reports_where_the_package_cannot_be_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
-    result = run([doctor.__file__], tmp_path)
-    assert result.returncode == 1, result.stderr
-    assert "libcudart.so: cannot open shared object file" in result.stdout
+    assert "libcudart.so: cannot open shared object file" in run([doctor.__file__], tmp_path)

@@ -1,5 +1,4 @@
-import json
-from unittest import mock
+"""AMP: which trainer it takes, in what precision that trains, and what resuming keeps of it."""
 
 import pytest
 import torch
@@ -8,17 +7,11 @@ from torch import nn
 
 from patchdct.trainer import Trainer
 from pixelmask.config import load_cfg
+from pixelmask.engine import BaseTrainer
+from pixelmask.engine.compat import AMP_TAKES_PRECISION
 from pixelmask.engine.precision import Bfloat16Trainer, amp_trainer
 from pixelmask.errors import UserError
-
-SHAPES = "configs/patchdct/shapes/patchdct_shapes.yaml"
-TINY = [
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", "8", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.FPN.OUT_CHANNELS", "8",
-    "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8", "MODEL.ROI_MASK_HEAD.HIDDEN_FEATURES", "8",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
-    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0",
-    "DATASETS.TRAIN", "('shapes_train_8_96px',)", "DATASETS.TEST", "()", "SOLVER.AMP.ENABLED", "True",
-]  # fmt: skip
+from tests.support.training import PATCHDCT, logged_by
 
 
 class Model(nn.Module):
@@ -35,11 +28,11 @@ class Model(nn.Module):
         return {"loss": y.float().sum()}
 
 
-def test_bfloat16_in_training_alone():
+def test_bfloat16_in_training_alone(monkeypatch):
     model = Model()
     trainer = Bfloat16Trainer(model, [torch.ones(2, 4)], torch.optim.SGD(model.parameters(), lr=0.1))
-    with mock.patch.object(SimpleTrainer, "_write_metrics"):
-        trainer.run_step()
+    monkeypatch.setattr(SimpleTrainer, "_write_metrics", lambda *_, **__: None)
+    trainer.run_step()
     model.eval()(torch.ones(2, 4))
     assert model.dtypes == [torch.bfloat16, torch.float32]
     assert model.fc.weight.grad.dtype == torch.float32
@@ -50,34 +43,72 @@ def test_bfloat16_in_training_alone():
     ("device", "dtype", "expected"),
     [
         ("cuda", "float16", AMPTrainer),
-        ("cuda", "bfloat16", Bfloat16Trainer),
+        ("cuda", "bfloat16", AMPTrainer if AMP_TAKES_PRECISION else Bfloat16Trainer),
         ("cpu", "float16", SimpleTrainer),
         ("cpu", "bfloat16", Bfloat16Trainer),
     ],
 )
 def test_choice(device, dtype, expected, caplog):
-    cfg = load_cfg(SHAPES, ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]).clone()
+    cfg = load_cfg(PATCHDCT.config, ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = device
-    with caplog.at_level("WARNING", logger="patchdct"):
-        assert amp_trainer(cfg) is expected
+    with caplog.at_level("WARNING", logger="pixelmask"):
+        chosen = amp_trainer(cfg)
+    if (device, dtype) == ("cuda", "bfloat16") and AMP_TAKES_PRECISION:
+        assert chosen.keywords["precision"] == torch.bfloat16 and chosen.keywords["grad_scaler"].state_dict() == {}
+        chosen = chosen.func
+    assert chosen is expected
     assert ("training in float32" in caplog.text) == (expected is SimpleTrainer)
     cfg.SOLVER.AMP.DTYPE = "half"
     with pytest.raises(UserError, match=r"SOLVER\.AMP\.DTYPE is 'half'"):
         amp_trainer(cfg)
 
 
+class Inner(Model):
+    """Stands for the trainer that a BaseTrainer drives, and keeps the state that it is to load."""
+
+    def __init__(self, scaling):
+        super().__init__()
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        self.scaling, self.loaded = scaling, None
+
+    def state_dict(self):
+        return {"iteration": 1, "optimizer": self.optimizer.state_dict(), "grad_scaler": self.scaling}
+
+    def load_state_dict(self, state):
+        self.loaded = state
+
+
+@pytest.mark.parametrize(
+    ("own", "saved", "loaded", "warns"),
+    [
+        ({"scale": 4.0}, {"scale": 2.0}, {"scale": 2.0}, False),
+        ({"scale": 4.0}, {}, {"scale": 4.0}, True),  # from bfloat16 to float16
+        ({}, {"scale": 2.0}, {"scale": 2.0}, False),  # the other way round
+        ({}, None, {}, False),  # of a trainer without AMP
+    ],
+)
+def test_resuming_with_another_precision(own, saved, loaded, warns, caplog):
+    trainer = BaseTrainer.__new__(BaseTrainer)
+    trainer.__dict__.update(_hooks=[], _trainer=Inner(own), iter=1)
+    state = {"iteration": 1, "_trainer": Inner(saved).state_dict()}
+    if saved is None:
+        del state["_trainer"]["grad_scaler"]
+    with caplog.at_level("WARNING", logger="pixelmask"):
+        trainer.load_state_dict(state)
+    assert trainer._trainer.loaded["grad_scaler"] == loaded
+    assert ("no state of the grad_scaler" in caplog.text) == warns
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_training_with_amp_on_the_cpu(tmp_path, monkeypatch, dtype):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    options = [*TINY, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.AMP.DTYPE", dtype]
-    cfg = load_cfg(SHAPES, options)
-    (tmp_path / "out").mkdir()
+def test_a_training_with_amp_on_the_cpu(tmp_path, data_root, dtype):
+    options = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()"]
+    options += ["DATALOADER.NUM_WORKERS", "0", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
+    cfg = load_cfg(PATCHDCT.config, [*PATCHDCT.opts, *options])
     Trainer.prepare_datasets(cfg, train=True)
     torch.manual_seed(0)
     trainer = Trainer(cfg)
     assert type(trainer._trainer) is (SimpleTrainer if dtype == "float16" else Bfloat16Trainer)
     trainer.train()
-    assert (tmp_path / "out" / "model_final.pth").is_file()
-    last = json.loads((tmp_path / "out" / "metrics.json").read_text().splitlines()[-1])
-    assert 0 < last["total_loss"] < 100
+    assert (tmp_path / "model_final.pth").is_file()
+    assert 0 < logged_by(tmp_path)[-1]["total_loss"] < 100

@@ -2,14 +2,11 @@
 
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tools.test_train_net import TINY, call, command, environment, metrics_of, same, shapes_root
-
-__all__ = ["environment", "shapes_root"]
+from tests.support.training import PATCHDCT, metrics_of, same
 
 
 def free_port() -> int:
@@ -20,15 +17,15 @@ def free_port() -> int:
 
 def start(machine: int, endpoint: str, output: Path, *opts: str) -> subprocess.Popen:
     """Start one machine's part of a training; its output goes to a file, as a full pipe would stop it."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    launcher += ["--rdzv_backend", "c10d", "--rdzv_id", "two_machines", "--rdzv_endpoint", endpoint]
+    launcher = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
+    launcher += ["--rdzv_id", "two_machines", "--rdzv_endpoint", endpoint]
+    command = PATCHDCT.command("OUTPUT_DIR", output / "out", *opts, launcher=launcher)
     with open(output / f"machine_{machine}.txt", "w") as log:
-        return subprocess.Popen(
-            [*launcher, *command(*TINY, "OUTPUT_DIR", str(output / "out"), *opts)[1:]], stdout=log, stderr=log
-        )
+        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
 def test_two_machines_train_and_evaluate_as_one_does(tmp_path):
     endpoint = f"127.0.0.1:{free_port()}"
     machines = [start(machine, endpoint, tmp_path, "SOLVER.MAX_ITER", "2") for machine in (0, 1)]
@@ -42,5 +39,4 @@ def test_two_machines_train_and_evaluate_as_one_does(tmp_path):
     for rank, log in enumerate(("log.txt", "log.txt.rank1")):
         assert f"Rank of current process: {rank}. World size: 2" in (out / log).read_text()
 
-    call("--eval-only", "OUTPUT_DIR", str(tmp_path / "alone"), "MODEL.WEIGHTS", str(out / "model_final.pth"))
-    assert same(metrics_of(tmp_path / "alone"), metrics_of(out))
+    assert same(PATCHDCT.evaluate(tmp_path / "alone", out / "model_final.pth"), metrics_of(out))

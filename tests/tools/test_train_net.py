@@ -1,134 +1,171 @@
 """The launcher, as a user starts it: training, resuming, evaluation, several processes, and every kind of bad input."""
 
+import csv
 import json
 import os
 import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import cv2
+import detectron2.config
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from pixelmask.cli import run
+from airm import Refiner, add_airm_config
+from airm.data.synthetic_dataset import make_synthetic
+from patchdct import add_patchdct_config
 from pixelmask.config import load_cfg
 from pixelmask.engine.trainer import log_scaled_schedule
 from pixelmask.errors import UserError
-from tests.support.models import load_tool
+from tests.support.training import AIRM, PATCHDCT, TinyModel, logged_by, metrics_of, run_train_net, same
 
-SHAPES = "configs/patchdct/shapes/patchdct_shapes.yaml"
-TINY = [
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", "8", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.FPN.OUT_CHANNELS", "8",
-    "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8", "MODEL.ROI_MASK_HEAD.HIDDEN_FEATURES", "8",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
-    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "()", "SOLVER.CHECKPOINT_PERIOD", "2",
-    "DATASETS.TRAIN", "('shapes_train_8_96px',)", "DATASETS.TEST", "('shapes_val_6_96px',)",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5",
-]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("data_root")
+
+TWO_PROCESSES = ["--standalone", "--nproc_per_node=2"]
 
 
-train_net = load_tool("train_net")
+@pytest.fixture(params=[PATCHDCT, AIRM], ids=lambda model: model.name)
+def model(request) -> TinyModel:
+    return request.param
 
 
-def call(*args: str, config: str = SHAPES, tiny: bool = True):
-    """Run train_net in this process, as its command line does."""
-    options = [a for a in args if a.startswith("--")]
-    arguments = [
-        "--config-file",
-        config,
-        *options,
-        *(TINY if tiny else []),
-        *(a for a in args if not a.startswith("--")),
-    ]
-    return run(train_net.launch, train_net.main, train_net.argument_parser().parse_args(arguments))
+@pytest.fixture
+def trained(model, request) -> Path:
+    """The output folder of a short training of the model."""
+    return request.getfixturevalue(f"trained_{model.name}")
 
 
-def command(*args: str) -> list[str]:
-    return [sys.executable, "tools/train_net.py", "--config-file", SHAPES, *args]
+@pytest.fixture
+def fails(capsys) -> Callable[..., AbstractContextManager[None]]:
+    """A context in which train_net is to end with status 1 and one message, of which parts are given."""
+
+    @contextmanager
+    def check(*parts: str) -> Iterator[None]:
+        with pytest.raises(SystemExit) as error:
+            yield
+        assert error.value.code == 1
+        printed = capsys.readouterr().err
+        message = printed.strip().splitlines()[-1]
+        assert message.startswith("error: ") and "Traceback" not in printed
+        assert all(part in message for part in parts), message
+
+    return check
 
 
-@pytest.fixture(scope="session")
-def shapes_root(tmp_path_factory):
-    return tmp_path_factory.mktemp("datasets")
+def load(checkpoint: Path) -> dict:
+    return torch.load(checkpoint, weights_only=False)
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, shapes_root):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes_root))
+def updates(checkpoint: Path) -> set[int]:
+    """How often the optimizer in a checkpoint, Adam's kind, has updated its averages."""
+    optimizer = load(checkpoint)["trainer"]["_trainer"]["optimizer"]
+    return {int(state["step"]) for state in optimizer["state"].values()}
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory, shapes_root) -> Path:
-    """The output folder of a short training."""
-    output = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(shapes_root))
-        call("OUTPUT_DIR", str(output))
-    return output
+def start_from(checkpoint: Path, output: Path) -> None:
+    """Make a checkpoint the last of an output folder."""
+    shutil.copy(checkpoint, output)
+    (output / "last_checkpoint").write_text(checkpoint.name)
 
 
-def metrics_of(folder: Path) -> dict:
-    return json.loads((folder / "evaluation.json").read_text())
+# Training
 
 
-def same(a, b) -> bool:
-    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
-
-
-def test_training_leaves_checkpoint_log_and_metrics(trained):
-    assert (trained / "model_final.pth").is_file()
-    results = metrics_of(trained)
-    assert set(results) == {"bbox", "segm", "boundary"}
-    logged = {key for line in (trained / "metrics.json").read_text().splitlines() for key in json.loads(line)}
+def test_training_of_patchdct_leaves_checkpoint_log_and_metrics(trained_patchdct):
+    assert (trained_patchdct / "model_final.pth").is_file()
+    assert set(metrics_of(trained_patchdct)) == {"bbox", "segm", "boundary"}
+    logged = {key for line in logged_by(trained_patchdct) for key in line}
     assert {"loss_mask", "patchdct/loss_dct", "patchdct/loss_patch_cls", "patchdct/loss_patch_dct", "lr"} <= logged
     assert {"segm/AP", "boundary/AP", "bbox/AP"} <= logged
 
 
-def test_evaluation_alone_is_digit_for_digit_that_of_training(trained, tmp_path):
-    call("--eval-only", "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(trained / "model_final.pth"))
-    assert same(metrics_of(tmp_path), metrics_of(trained))
+def test_training_of_airm_leaves_log_metrics_and_a_table(trained_airm):
+    logged = {key for line in logged_by(trained_airm) for key in line}
+    losses = {f"loss_{name}" for name in ("l1", "l2", "ce", "gradient", "affinity")}
+    assert losses | {"lr", "refinement/refined_IoU", "refinement/gain_mBA"} <= logged
+    results = metrics_of(trained_airm)["refinement"]
+    assert results["images"] == 5 and 0 < results["coarse_IoU"] < 100
+    table = trained_airm / "inference" / AIRM.test_set / "per_image.csv"
+    assert len(list(csv.DictReader(table.open()))) == 5
 
 
-def test_two_processes_evaluate_like_one(trained, tmp_path):
-    opts = [*TINY, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(trained / "model_final.pth")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = subprocess.run([*launcher, *command("--eval-only", *opts)[1:]], capture_output=True, text=True)
+def test_the_config_of_a_training_has_the_keys_of_its_own_model_only(model, trained):
+    text = (trained / "config.yaml").read_text()
+    config = yaml.safe_load(text)
+    of_airm = ["AIRM" in config["MODEL"], "MIT" in config["MODEL"], "PLAIN_CNN" in config["MODEL"]]
+    of_airm += ["REFINEMENT" in config["DATASETS"], "REFINEMENT" in config["INPUT"]]
+    of_patchdct = ["SWINT" in config["MODEL"], "TOP_LEVELS" in config["MODEL"]["FPN"]]
+    of_patchdct += [key in config["MODEL"]["ROI_MASK_HEAD"] for key in ("PATCH_SIZE", "DCT_VECTOR_DIM", "NUM_STAGE")]
+    assert all(of_airm if model is AIRM else of_patchdct)
+    assert not any(of_patchdct if model is AIRM else of_airm)
+    assert load(trained / "model_final.pth")["config"] == text
+
+
+def test_the_config_of_a_training_loads_as_any_of_detectron2(model, trained):
+    cfg = detectron2.config.get_cfg()
+    (add_airm_config if model is AIRM else add_patchdct_config)(cfg)
+    cfg.merge_from_file(str(trained / "config.yaml"))
+    assert cfg == load_cfg(str(trained / "config.yaml"))
+
+
+def test_evaluation_alone_is_digit_for_digit_that_of_training(model, trained, tmp_path):
+    assert same(model.evaluate(tmp_path, trained / "model_final.pth"), metrics_of(trained))
+
+
+def test_two_processes_evaluate_like_one(model, trained, tmp_path):
+    opts = ["OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth"]
+    command = model.command(*opts, options=["--eval-only"], launcher=TWO_PROCESSES)
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "World size: 2" in result.stdout + result.stderr
     assert same(metrics_of(tmp_path), metrics_of(trained))
 
 
 @pytest.mark.slow
-def test_two_processes_train(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    opts = [*TINY, "OUTPUT_DIR", str(tmp_path)]
-    result = subprocess.run([*launcher, *command(*opts)[1:]], capture_output=True, text=True)
+def test_two_processes_train(model, tmp_path):
+    command = model.command("OUTPUT_DIR", tmp_path, launcher=TWO_PROCESSES)
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "model_final.pth").is_file()
 
 
-def test_evaluation_and_pictures_in_between_change_nothing_of_a_training(tmp_path, trained):
-    call("OUTPUT_DIR", str(tmp_path), "TEST.EVAL_PERIOD", "1", "VIS_PERIOD", "1")
-    metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    assert sum("segm/AP" in line for line in metrics) >= 2
-    once, often = (torch.load(f / "model_final.pth", weights_only=False)["model"] for f in (trained, tmp_path))
+def test_evaluation_and_pictures_in_between_change_nothing_of_a_training(model, trained, tmp_path):
+    model.run("OUTPUT_DIR", tmp_path, "TEST.EVAL_PERIOD", "1", "VIS_PERIOD", "1")
+    metric = "refinement/refined_IoU" if model is AIRM else "segm/AP"
+    assert sum(metric in line for line in logged_by(tmp_path)) >= 2
+    once, often = (load(folder / "model_final.pth")["model"] for folder in (trained, tmp_path))
     assert all(torch.equal(once[name], often[name]) for name in once)
 
 
-def steps_of_adam(checkpoint: Path) -> set[int]:
-    """How often the optimizer in a checkpoint has updated its averages."""
-    optimizer = torch.load(checkpoint, weights_only=False)["trainer"]["_trainer"]["optimizer"]
-    return {int(state["step"]) for state in optimizer["state"].values()}
+def test_a_checkpoint_alone_is_enough_to_refine(trained_airm, tmp_path):
+    weights = shutil.copy(trained_airm / "model_final.pth", tmp_path / "alone.pth")
+    folder = make_synthetic(AIRM.test_set)
+    refined = Refiner(weights).refine(folder / "000001_im.jpg", folder / "000001_seg.png")
+    assert refined.shape == (72, 96) and refined.dtype == bool
+
+
+# Resuming
+
+
+def test_training_resumes(model, trained, tmp_path):
+    start_from(trained / "model_final.pth", tmp_path)
+    model.run("OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", model.iterations + 2, options=["--resume"])
+    assert f"Starting training from iteration {model.iterations}" in (tmp_path / "log.txt").read_text()
+    assert updates(trained / "model_final.pth") == {model.iterations}
+    assert updates(tmp_path / "model_final.pth") == {model.iterations + 2}
 
 
 def test_resume_after_kill_continues_from_the_last_checkpoint(tmp_path):
-    opts = [*TINY, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
-    process = subprocess.Popen(command(*opts), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    opts = ["OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
+    process = subprocess.Popen(PATCHDCT.command(*opts), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 100
     while not (tmp_path / "model_0000009.pth").exists() and time.time() < deadline:
         time.sleep(0.1)
@@ -138,20 +175,20 @@ def test_resume_after_kill_continues_from_the_last_checkpoint(tmp_path):
     iteration = int(Path(last).stem.removeprefix("model_"))
     log = tmp_path / "log.txt"
     before = len(log.read_text())
-    call("--resume", "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", str(iteration + 3))
+    PATCHDCT.run("OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", iteration + 3, options=["--resume"])
     assert f"Starting training from iteration {iteration + 1}" in log.read_text()[before:]
-    assert steps_of_adam(tmp_path / last) == {iteration + 1}
-    assert steps_of_adam(tmp_path / "model_final.pth") == {iteration + 3}
+    assert updates(tmp_path / last) == {iteration + 1}
+    assert updates(tmp_path / "model_final.pth") == {iteration + 3}
 
 
-def test_a_checkpoint_without_the_optimizer_is_resumed_with_a_warning(tmp_path, trained, caplog):
-    content = torch.load(trained / "model_0000001.pth", weights_only=False)
+def test_a_checkpoint_without_the_optimizer_is_resumed_with_a_warning(tmp_path, trained_patchdct):
+    content = load(trained_patchdct / "model_0000001.pth")
     del content["trainer"]["_trainer"]
-    torch.save(content, tmp_path / "model_0000001.pth")
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    call("--resume", "OUTPUT_DIR", str(tmp_path))
+    torch.save(content, tmp_path / "old.pth")
+    (tmp_path / "last_checkpoint").write_text("old.pth")
+    PATCHDCT.run("OUTPUT_DIR", tmp_path, options=["--resume"])
     assert "no state of the optimizer, which starts anew" in (tmp_path / "log.txt").read_text()
-    assert steps_of_adam(tmp_path / "model_final.pth") == {1}
+    assert updates(tmp_path / "model_final.pth") == {1}
 
 
 @pytest.mark.parametrize(
@@ -161,33 +198,37 @@ def test_a_checkpoint_without_the_optimizer_is_resumed_with_a_warning(tmp_path, 
         (("MODEL.ROI_BOX_HEAD.NUM_FC", "3"), "loaded state dict"),
     ],
 )
-def test_resuming_with_another_optimizer_ends_in_a_message(tmp_path, trained, capsys, change, reason):
-    shutil.copy(trained / "model_0000001.pth", tmp_path)
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    with pytest.raises(SystemExit):
-        call("--resume", "OUTPUT_DIR", str(tmp_path), *change)
-    message = capsys.readouterr().err
-    assert f"cannot resume in {tmp_path}" in message and reason in message
+def test_resuming_with_another_optimizer_ends_in_a_message(tmp_path, trained_patchdct, fails, change, reason):
+    start_from(trained_patchdct / "model_0000001.pth", tmp_path)
+    with fails(f"cannot resume in {tmp_path}", reason):
+        PATCHDCT.run("OUTPUT_DIR", tmp_path, *change, options=["--resume"])
+
+
+# The schedule for another number of processes
+
+
+def coco_cfg(*opts: str):
+    return load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml", opts)
 
 
 def test_reference_world_size_scales_the_schedule_and_says_so(caplog):
-    cfg = load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml", ["SOLVER.REFERENCE_WORLD_SIZE", "8"])
-    with caplog.at_level("INFO", logger="patchdct"):
-        scaled = log_scaled_schedule(cfg)
+    with caplog.at_level("INFO", logger="pixelmask"):
+        scaled = log_scaled_schedule(coco_cfg("SOLVER.REFERENCE_WORLD_SIZE", "8"))
     assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.BASE_LR, scaled.SOLVER.MAX_ITER) == (2, 0.0025, 720000)
     for change in ("IMS_PER_BATCH from 16 to 2", "BASE_LR from 0.02 to 0.0025", "MAX_ITER from 90000 to 720000"):
         assert f"Scaled SOLVER.{change}" in caplog.text
 
 
 def test_a_reference_that_does_not_divide_the_batch_is_named():
-    cfg = load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml", ["SOLVER.REFERENCE_WORLD_SIZE", "3"])
     with pytest.raises(UserError, match="REFERENCE_WORLD_SIZE 3"):
-        log_scaled_schedule(cfg)
+        log_scaled_schedule(coco_cfg("SOLVER.REFERENCE_WORLD_SIZE", "3"))
 
 
 def test_nothing_is_scaled_unasked():
-    cfg = load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml")
-    assert log_scaled_schedule(cfg) == cfg
+    assert log_scaled_schedule(coco_cfg()) == coco_cfg()
+
+
+# Data sets of one's own
 
 
 def coco_set(folder: Path, **changes) -> tuple[str, str, str]:
@@ -204,41 +245,30 @@ def coco_set(folder: Path, **changes) -> tuple[str, str, str]:
         ],
         "categories": [{"id": 7, "name": "thing"}],
     }  # fmt: skip
-    content.update(changes)
-    (folder / "set.json").write_text(json.dumps(content))
+    (folder / "set.json").write_text(json.dumps({**content, **changes}))
     return f"set_{folder.name}_{os.urandom(4).hex()}", str(folder / "set.json"), str(folder / "images")
 
 
-def train_on(triple: tuple[str, str, str], output: Path, *args: str):
-    name = triple[0]
-    opts = [
-        "DATASETS.COCO_FORMAT",
-        str([list(triple)]),
+def train_on(triple: tuple[str, str, str], output: Path, *opts: str, on_command_line: bool = False) -> None:
+    opts += (
         "DATASETS.TRAIN",
-        f"('{name}',)",
+        f"('{triple[0]}',)",
         "DATASETS.TEST",
-        f"('{name}',)",
-    ]
-    opts += ["INPUT.MASK_FORMAT", "polygon", "MODEL.ROI_HEADS.NUM_CLASSES", "1", "SOLVER.MAX_ITER", "1"]
-    return call("OUTPUT_DIR", str(output), *opts, *args)
+        f"('{triple[0]}',)",
+        "INPUT.MASK_FORMAT",
+        "polygon",
+    )
+    opts += ("MODEL.ROI_HEADS.NUM_CLASSES", "1", "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(output))
+    if on_command_line:
+        PATCHDCT.run(*opts, options=["--dataset", *triple])
+    else:
+        PATCHDCT.run(*opts, "DATASETS.COCO_FORMAT", [list(triple)])
 
 
 def test_own_data_set_needs_no_python(tmp_path):
-    name, json_file, images = coco_set(tmp_path / "data")
-    arguments = ["--config-file", SHAPES, "--dataset", name, json_file, images]
-    arguments += [*TINY, "OUTPUT_DIR", str(tmp_path / "out")]
-    arguments += ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "INPUT.MASK_FORMAT", "polygon"]
-    arguments += ["MODEL.ROI_HEADS.NUM_CLASSES", "1", "SOLVER.MAX_ITER", "1"]
-    run(train_net.launch, train_net.main, train_net.argument_parser().parse_args(arguments))
+    train_on(coco_set(tmp_path / "data"), tmp_path / "out", on_command_line=True)
     assert "AP-thing" not in metrics_of(tmp_path / "out")["segm"], "Detectron2 gives no class AP for a single class"
     assert "boundary" in metrics_of(tmp_path / "out")
-
-
-def expect_message(capsys, *parts: str):
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: ")
-    for part in parts:
-        assert part in message
 
 
 TWO_POINTS = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [1, 1, 9, 9], "segmentation": [[1, 1, 9, 9]]}
@@ -254,65 +284,58 @@ TWO_POINTS = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [1, 1, 9, 9], "s
     ],
     ids=["two points", "no images", "images no list", "no categories"],
 )
-def test_json_that_cannot_be_used(tmp_path, capsys, changes, parts):
-    triple = coco_set(tmp_path / "data", **changes)
-    with pytest.raises(SystemExit) as exit_:
-        train_on(triple, tmp_path / "out")
-    assert exit_.value.code == 1
-    expect_message(capsys, *parts)
+def test_json_that_cannot_be_used(tmp_path, fails, changes, parts):
+    with fails(*parts):
+        train_on(coco_set(tmp_path / "data", **changes), tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", ["[1, 2", '{"shapes": []}', "[]"])
-def test_json_that_is_not_coco(tmp_path, capsys, content):
+def test_json_that_is_not_coco(tmp_path, fails, content):
     triple = coco_set(tmp_path / "data")
     Path(triple[1]).write_text(content)
-    with pytest.raises(SystemExit) as exit_:
+    with fails(triple[1]):
         train_on(triple, tmp_path / "out")
-    assert exit_.value.code == 1
-    expect_message(capsys, triple[1])
 
 
-def test_missing_image_folder(tmp_path, capsys):
+def test_missing_image_folder(tmp_path, fails):
     triple = coco_set(tmp_path / "data")
     shutil.rmtree(triple[2])
-    with pytest.raises(SystemExit) as exit_:
+    with fails(triple[2]):
         train_on(triple, tmp_path / "out")
-    assert exit_.value.code == 1
-    expect_message(capsys, triple[2])
-
-
-def test_missing_builtin_data_set(tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        call("OUTPUT_DIR", str(tmp_path), "DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TEST", "()")
-    assert exit_.value.code == 1
-    expect_message(capsys, "coco_2017_train", "DETECTRON2_DATASETS")
-
-
-def test_unregistered_data_set(tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        call("OUTPUT_DIR", str(tmp_path), "DATASETS.TRAIN", "('coco_2017_trian',)")
-    assert exit_.value.code == 1
-    expect_message(capsys, "coco_2017_trian", "coco_2017_train")
-
-
-def test_class_count_that_does_not_fit(tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        call("OUTPUT_DIR", str(tmp_path), "MODEL.ROI_HEADS.NUM_CLASSES", "3")
-    assert exit_.value.code == 1
-    expect_message(capsys, "MODEL.ROI_HEADS.NUM_CLASSES", "3", "shapes_val_6_96px")
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize("damage", ["truncated", "text"])
-def test_unreadable_image(tmp_path, capsys, damage, workers):
+def test_unreadable_image(tmp_path, fails, damage, workers):
     triple = coco_set(tmp_path / "data")
-    for i in (1, 2):
-        path = Path(triple[2]) / f"{i}.png"
+    for path in Path(triple[2]).iterdir():
         path.write_bytes(path.read_bytes()[:60] if damage == "truncated" else b"no image")
-    with pytest.raises(SystemExit) as exit_:
+    with fails(".png"):
         train_on(triple, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
-    assert exit_.value.code == 1
-    expect_message(capsys, ".png")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("model", "opts", "parts"),
+    [
+        (PATCHDCT, ["DATASETS.TRAIN", "('coco_2017_train',)"], ["coco_2017_train", "DETECTRON2_DATASETS"]),
+        (PATCHDCT, ["DATASETS.TRAIN", "('coco_2017_trian',)"], ["coco_2017_trian", "coco_2017_train"]),
+        (PATCHDCT, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], ["MODEL.ROI_HEADS.NUM_CLASSES", "3", PATCHDCT.test_set]),
+        (PATCHDCT, ["MODEL.ROI_MASK_HEAD.EVAL_GT", "True"], ["EVAL_GT"]),
+        (PATCHDCT, ["MODEL.ROI_MASK_HEAD.PATCHSIZE", "8"], ["MODEL.ROI_MASK_HEAD.PATCHSIZE"]),
+        (AIRM, ["DATASETS.TRAIN", "('ecssd',)"], ["ECSSD", "datasets/README.md"]),
+        (AIRM, ["DATASETS.TRAIN", "('coco_2017_train',)"], ["coco_2017_train"]),
+        (AIRM, ["DATASETS.TEST", "('big_pspnet',)"], ["BIG"]),
+        (AIRM, ["MODEL.WEIGHTS", "nowhere.pth"], ["nowhere.pth", "MODEL.WEIGHTS"]),
+        (AIRM, ["MODEL.AIRM.MAPPING", "LIIF"], ["MODEL.AIRM.MAPPING", "SIRMF"]),
+        (AIRM, ["SOLVER.OPTIMIZER", "LION"], ["SOLVER.OPTIMIZER"]),
+    ],
+)
+def test_a_config_that_cannot_be_used(tmp_path, fails, model, opts, parts):
+    with fails(*parts):
+        model.run("OUTPUT_DIR", tmp_path, *opts)
 
 
 class Malicious:
@@ -324,20 +347,17 @@ class Malicious:
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
-def test_checkpoint_that_would_run_code_is_refused(tmp_path, capsys, suffix):
-    marker = tmp_path / "marker"
-    weights = tmp_path / f"bad.{suffix}"
+def test_checkpoint_that_would_run_code_is_refused(tmp_path, fails, suffix):
+    marker, weights = tmp_path / "marker", tmp_path / f"bad.{suffix}"
     content = {"model": {"a": Malicious(marker)}}
     weights.write_bytes(pickle.dumps(content)) if suffix == "pkl" else torch.save(content, weights)
-    with pytest.raises(SystemExit) as exit_:
-        call("--eval-only", "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", str(weights))
-    assert exit_.value.code == 1
+    with fails(str(weights)):
+        PATCHDCT.evaluate(tmp_path / "out", weights)
     assert not marker.exists()
-    expect_message(capsys, str(weights))
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "foreign", "missing"])
-def test_checkpoint_that_cannot_be_used(tmp_path, capsys, trained, kind):
+def test_checkpoint_that_cannot_be_used(tmp_path, fails, model, trained, kind):
     weights = tmp_path / "weights.pth"
     if kind == "truncated":
         weights.write_bytes((trained / "model_final.pth").read_bytes()[:5000])
@@ -345,58 +365,30 @@ def test_checkpoint_that_cannot_be_used(tmp_path, capsys, trained, kind):
         weights.write_text("not a checkpoint")
     elif kind == "foreign":
         torch.save({"encoder.layer.0": torch.zeros(3)}, weights)
-    with pytest.raises(SystemExit) as exit_:
-        call("--eval-only", "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", str(weights))
-    assert exit_.value.code == 1
-    expect_message(capsys, str(weights))
+    with fails(str(weights)):
+        model.evaluate(tmp_path / "out", weights)
 
 
-def test_evaluation_of_a_model_that_would_be_partly_random(tmp_path, capsys, trained):
-    for opts, part in (
-        (
-            [
-                "MODEL.WEIGHTS",
-                str(trained / "model_final.pth"),
-                "MODEL.ROI_MASK_HEAD.PATCH_SIZE",
-                "16",
-                "MODEL.ROI_MASK_HEAD.PATCH_CLASSES",
-                "2",
-            ],
-            "stay random",
-        ),
-        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS"),
-        (["--resume", "MODEL.WEIGHTS", ""], "--resume"),
-    ):
-        with pytest.raises(SystemExit) as exit_:
-            call("--eval-only", *opts, "OUTPUT_DIR", str(tmp_path / "out"))
-        assert exit_.value.code == 1
-        expect_message(capsys, part)
+def test_evaluation_of_a_model_that_would_be_partly_random(tmp_path, fails, trained_patchdct):
+    other = ["MODEL.ROI_MASK_HEAD.PATCH_SIZE", "16", "MODEL.ROI_MASK_HEAD.PATCH_CLASSES", "2"]
+    with fails("stay random"):
+        PATCHDCT.evaluate(tmp_path, trained_patchdct / "model_final.pth", *other)
 
 
-@pytest.mark.parametrize(
-    ("opts", "part"),
-    [
-        (["MODEL.ROI_MASK_HEAD.EVAL_GT", "True"], "EVAL_GT"),
-        (["MODEL.ROI_MASK_HEAD.PATCHSIZE", "8"], "MODEL.ROI_MASK_HEAD.PATCHSIZE"),
-    ],
-)
-def test_bad_keys(tmp_path, capsys, opts, part):
-    with pytest.raises(SystemExit) as exit_:
-        call("OUTPUT_DIR", str(tmp_path), *opts)
-    assert exit_.value.code == 1
-    expect_message(capsys, part)
+@pytest.mark.parametrize(("options", "part"), [([], "MODEL.WEIGHTS"), (["--resume"], "--resume")])
+def test_evaluation_without_weights(tmp_path, fails, options, part):
+    with fails(part):
+        PATCHDCT.run("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", "", options=["--eval-only", *options])
 
 
-def test_more_gpus_than_there_are(tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        arguments = ["--config-file", SHAPES, "--num-gpus", "99"]
-        run(train_net.launch, train_net.main, train_net.argument_parser().parse_args(arguments))
-    assert exit_.value.code == 1
-    expect_message(capsys, "--num-gpus 99", "torchrun")
+def test_more_gpus_than_there_are(fails):
+    with fails("--num-gpus 99", "torchrun"):
+        run_train_net(["--config-file", PATCHDCT.config, "--num-gpus", "99"])
 
 
 def test_error_ends_the_real_command_without_traceback(tmp_path):
-    result = subprocess.run(command("OUTPUT_DIR", str(tmp_path), "MODEL.MASKS", "1"), capture_output=True, text=True)
+    command = PATCHDCT.command("OUTPUT_DIR", tmp_path, "MODEL.MASKS", "1")
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: the command line: unknown config key MODEL.MASKS")
     assert "Traceback" not in result.stderr

@@ -16,10 +16,10 @@ from airm.evaluation import intersection_and_union
 from pixelmask.cli import run
 from pixelmask.images import read_mask
 from tests.support.models import load_tool
+from tests.support.training import AIRM, PATCHDCT
 from tests.tools.reporting.browser import drawn_card, texts
-from tests.tools.test_train_net import TINY
-from tests.tools.test_train_refinement import TINY as TINY_AIRM
 
+TINY, TINY_AIRM = PATCHDCT.opts, AIRM.opts
 SHAPES, SYNTHETIC = "configs/patchdct/shapes/patchdct_shapes.yaml", "configs/airm/small/airm_synthetic.yaml"
 TINY_DETECTIONS = 5  # a random model finds as many as it may, some with empty masks
 VAL, AIRM_VAL = "shapes_val_6_96px", "synthetic_refinement_val_5_96x72"
