@@ -23,7 +23,7 @@ help: ## show this list
 
 install: $(STAMP) ## install everything into .venv, Detectron2 included unless there is one
 
-$(STAMP): setup.py pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_pypi_shims.py
+$(STAMP): pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_pypi_shims.py
 	@test -x $(RUN) || $(PYTHON) -c "$$TELL_OF_ANOTHER"
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --editable '.[test,dev]' $(addprefix --constraint ,$(CONSTRAINTS))
@@ -44,15 +44,16 @@ test: install ## run the tests; PYTEST_ARGS="-k name" selects some
 docs-check: install ## execute every command of the documentation, on small models and drawn data
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadscope tests/docs/commands.py $(PYTEST_ARGS)
 
-lint: install ## check format and style
+lint: install ## check format and style, and which package may import which
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
-types: install ## check the types of the packages
-	$(RUN) -m mypy patchdct airm reporting reproduction
+types: install ## check the types of the packages and tools
+	$(RUN) -m mypy pixelmask patchdct airm tools
 
 doctor: install ## tell what is installed, what is missing, and how to get it
-	$(RUN) pixelmask/doctor.py
+	$(RUN) -m pixelmask.doctor
 
 clean: ## remove the environment, caches and build products
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

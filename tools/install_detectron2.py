@@ -111,8 +111,8 @@ def install(wheel: Path) -> None:
     # Away from the current folder, where a clone of Detectron2 could hide the installed one.
     if subprocess.run([sys.executable, "-W", "ignore", "-c", used], cwd=wheel.parent).returncode:
         raise SystemExit(
-            "error: Detectron2 was installed, but importing it fails (see above). Is everything in setup.py installed? "
-            "`pip check` tells what is missing, `pip uninstall detectron2` removes it."
+            "error: Detectron2 was installed, but importing it fails (see above). Is everything in pyproject.toml "
+            "installed? `pip check` tells what is missing, `pip uninstall detectron2` removes it."
         )
 
 

@@ -17,7 +17,7 @@ from airm.data.synthetic_dataset import coarse_mask
 from patchdct.data.lvis_categories import COCO_NAME_OF_SYNSET
 from patchdct.data.shapes import SHAPES_CLASSES, draw_scene
 from tests.airm.test_weights import B1, hugging_face_shapes, published_shapes, random_state
-from tests.patchdct import swin_reference
+from tests.support import swin_reference
 from tests.support.cityscapes_tree import write_tree
 
 SIZE = 128

@@ -24,11 +24,9 @@ from pathlib import Path
 
 from tests.docs.blocks import ROOT, Block
 
-COPIED = (
-    "tools docs reproduction README.md CONTRIBUTING.md MODEL_ZOO.md Makefile setup.py pyproject.toml constraints.txt"
-)
+COPIED = "tools docs README.md CONTRIBUTING.md MODEL_ZOO.md Makefile pyproject.toml constraints.txt"
 TRAINED = ("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml", "configs/airm/airm_mit_b1.yaml")
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 class Sandbox:
@@ -36,9 +34,9 @@ class Sandbox:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.template = folder / "template"
+        self.template, self.copy = folder / "template", folder / "copy"
         self.template.mkdir()
-        self._part = ""
+        self._part = self.said = ""
         self._make_commands(folder / "bin")
         # Unix sockets have short names
         self._socket = f"/tmp/docs-check-{os.getpid()}"
@@ -94,25 +92,22 @@ class Sandbox:
         }
 
     def run(self, block: Block) -> None:
-        """Run a block in its part's folder; AssertionError with what it said if it fails."""
-        folder = self._folder_of(block.part)
+        """Run a block in its part's folder; AssertionError with what it said if it fails.
+
+        ``copy`` is the folder in which the blocks of a part run one after the other, ``said`` what they have said.
+        """
+        if block.part != self._part:
+            shutil.rmtree(self.copy, ignore_errors=True)
+            shutil.copytree(self.template, self.copy)
+            self._part, self.said = block.part, ""
         if block.language == "python":
             script = self.folder / f"block_{block.line}.py"
             script.write_text(block.to_run(), encoding="utf-8")
-            self._run(f"python {script}", folder)
+            self.said += self._run(f"python {script}", self.copy)
         else:
-            self._run(block.to_run(), folder)
+            self.said += self._run(block.to_run(), self.copy)
 
-    def _folder_of(self, part: str) -> Path:
-        """Return the folder in which the blocks of a part run one after the other; the one before is deleted."""
-        folder = self.folder / "copy"
-        if part != self._part:
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(self.template, folder)
-            self._part = part
-        return folder
-
-    def _run(self, command: str, folder: Path) -> None:
+    def _run(self, command: str, folder: Path) -> str:
         process = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-xc", command],
             cwd=folder,
@@ -130,6 +125,7 @@ class Sandbox:
             os.killpg(process.pid, signal.SIGKILL)
             output = process.communicate()[0] + f"\nnot done after {TIMEOUT} s"
         assert process.returncode == 0, f"status {process.returncode} of\n\n{command}\n\n{output[-4000:]}"
+        return output
 
     def close(self) -> None:
         self._server.kill()
@@ -151,7 +147,7 @@ def fill(folder: Path) -> None:
     for script in (ROOT / "datasets").glob("*.py"):
         shutil.copy(script, folder / "datasets")
     shrink_configs(ROOT / "configs", folder / "configs")
-    shrink_quick(folder / "reproduction" / "quick.yaml")
+    shrink_quick(folder / "tools" / "reproduction" / "quick.yaml")
     write_all(folder)
     environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}"}
     for command in (

@@ -12,6 +12,7 @@ import importlib
 import json
 import multiprocessing.context
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -24,7 +25,6 @@ from typing import Any, NoReturn
 # None of them may start a thread, such as onnxruntime does: a fork would wait for it when it ends
 PRELOADED = (
     "detectron2.engine detectron2.evaluation detectron2.model_zoo detectron2.utils.visualizer detectron2.data.datasets "
-    "patchdct.trainer patchdct.predictor patchdct.export patchdct.benchmark airm.trainer airm.export airm.refine "
     "matplotlib.pyplot rich.table sklearn.manifold torch.utils.tensorboard torch._dynamo torch.export "
     "torch.distributed.run torch.onnx._internal.exporter._core onnxscript onnxscript.rewriter "
     "faster_coco_eval lvis cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
@@ -127,6 +127,9 @@ if __name__ == "__main__":
     for name in PRELOADED.split():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    for package in map(importlib.import_module, ("pixelmask", "patchdct", "airm")):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
     # A process that a command spawns would import everything anew; forks have it
     multiprocessing.context._concrete_contexts["spawn"] = multiprocessing.context._concrete_contexts["fork"]  # type: ignore
     gc.freeze()  # Forks share these objects as long as nobody touches them

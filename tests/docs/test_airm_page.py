@@ -41,12 +41,6 @@ def find(cfg, name):
     return cfg
 
 
-@pytest.mark.parametrize("text", [AIRM, REFINING])
-def test_keys_in_the_text_exist(text):
-    for name in re.findall(r"\b(?:MODEL|INPUT|DATASETS|SOLVER|TEST)(?:\.[A-Z0-9_]+)+", text):
-        find(get_cfg("AIRM"), name)
-
-
 def test_every_equation_has_a_row():
     whats = [what for what, *_ in table_rows(AIRM)]
     numbers = {int(n) for what in whats if what.startswith("Eq.") for n in re.findall(r"\d+", what.split(",")[0])}

@@ -1,12 +1,17 @@
-"""That nothing in the documentation escapes `make docs-check` unnoticed, and that links and paths in it exist."""
+"""That nothing in the documentation escapes `make docs-check` unnoticed, and that all it names exists."""
 
 import glob
+import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from detectron2.config import get_cfg
 
+from airm import add_airm_config
+from patchdct import add_patchdct_config
 from tests.docs.blocks import (
     EXECUTED,
     NOT_RUN,
@@ -23,8 +28,11 @@ from tests.docs.blocks import (
 )
 
 PAGES = [*pages(), "MODEL_ZOO.md"]
+# Pages whose keys are all of AIRM; keys that are written to be wrong
+OF_AIRM = ("docs/airm.md", "docs/refining_images.md")
+MISTAKES = {"SOLVER.MAX_ITERS"}
 # Folders of this repository that files are named in; datasets/ has a user's files, too
-FOLDERS = "patchdct|airm|reporting|reproduction|tools|tests|configs|docs"
+FOLDERS = "pixelmask|patchdct|airm|tools|tests|configs|docs"
 
 
 def test_blocks_are_found_also_in_lists():
@@ -85,10 +93,10 @@ def test_what_the_reasons_say():
 
 
 def test_packages_to_install_are_known():
-    setup, constraints = ((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "constraints.txt"))
+    project, constraints = ((ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints.txt"))
     for command in (command for command in NOT_RUN if command.startswith("pip install")):
         for name in command.partition(" -c ")[0].split()[2:]:
-            assert f'"{name}>=' in setup, command
+            assert f'"{name}>=' in project, command
             assert re.search(rf"^{re.escape(name)}==", constraints, re.MULTILINE), command
 
 
@@ -109,7 +117,7 @@ def test_anchors_are_those_of_github():
     assert anchors_of(text) == {"ap-cocos-mask-ap", "convert_xpy", "a-link", "a-link-1"}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
 def test_links_lead_somewhere(page):
     prose = re.sub(r"`[^`\n]*`", "", prose_of(page))
     for target in re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'(?:src|href)="([^"]+)"', prose):
@@ -143,3 +151,41 @@ def test_files_that_are_named_exist(page):
 
 def test_braces_are_expanded_as_in_bash():
     assert list(expand("a_{3,5}_{x,y}.yaml")) == ["a_3_x.yaml", "a_3_y.yaml", "a_5_x.yaml", "a_5_y.yaml"]
+
+
+def test_the_layout_in_the_readme_is_that_of_the_tree():
+    (tree,) = (block.code for block in blocks_of("README.md") if block.code.startswith("patchdct/"))
+    papers, _, others = tree.partition("\n\n")
+    airm = papers.index("airm/")
+    for half in (slice(airm), slice(airm, None)):
+        (folder, *_), *lines = (line[half].split() for line in papers.splitlines())
+        names = [word for line in lines for word in line if word.endswith((".py", "/"))]
+        assert len(names) >= len(lines) and all((ROOT / folder / name).exists() for name in names)
+    assert all((ROOT / line.split()[0]).is_dir() for line in others.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_and_names_that_are_written_with_dots_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w./@-])(?:pixelmask|patchdct|airm)(?:\.\w+)+\b(?![/-])", text):
+        if not name.endswith((".md", ".yaml")):
+            pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_config_keys_that_are_named_exist(page):
+    cfgs = [get_cfg()] if page in OF_AIRM else [get_cfg(), get_cfg()]
+    for cfg, add_keys in zip(cfgs, (add_airm_config, add_patchdct_config), strict=False):
+        add_keys(cfg)
+    nodes = "DATALOADER|DATASETS|INPUT|MODEL|SOLVER|TEST"
+    keys = set(re.findall(rf"\b(?:{nodes})(?:\.[A-Z][A-Z0-9_]*)+\b", (ROOT / page).read_text(encoding="utf-8")))
+    for key in keys - MISTAKES:
+        assert any(has_key(cfg, key) for cfg in cfgs), f"{page}: {key}"
+
+
+def has_key(node: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True

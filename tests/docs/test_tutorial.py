@@ -1,19 +1,16 @@
-"""docs/custom_data.md, executed: its commands as they stand there, in a folder that looks like the repository."""
+"""docs/custom_data.md: its second config, and its tables of mistakes; `make docs-check` executes its commands."""
 
 import contextlib
-import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 
 from airm.data.datasets import prepare_refinement_datasets
 from airm.data.synthetic_dataset import make_synthetic
@@ -22,34 +19,23 @@ from patchdct.data.shapes_dataset import make_shapes
 from patchdct.predictor import Predictor
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.config import load_cfg
-from pixelmask.data.coco_format import check_coco_file
 from pixelmask.data.mapper import CheckedDatasetMapper
 from pixelmask.errors import UserError
+from tests.docs.blocks import ROOT, blocks_of
 
-REPOSITORY = Path(__file__).parents[2]
-TUTORIAL = (REPOSITORY / "docs" / "custom_data.md").read_text(encoding="utf-8")
-SECOND_PART = "## Refining masks"
+PAGE = "docs/custom_data.md"
 SHAPES_CONFIG = "configs/patchdct/shapes/patchdct_shapes.yaml"
-
-
-def blocks_of(text: str) -> list[tuple[str, str]]:
-    """Return (language, content) of each fenced block, in order."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 @contextlib.contextmanager
 def checkout(folder: Path) -> Iterator[None]:
-    """Work in a folder that has the repository's commands and configs, and none of its data and outputs."""
-    for name in ("tools", "configs"):
-        (folder / name).symlink_to(REPOSITORY / name)
+    """Work in a folder that has the repository's configs, and none of its data."""
+    (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "datasets").mkdir()
-    script = "datasets/prepare_refinement.py"
-    (folder / script).symlink_to(REPOSITORY / script)
     known = set(DatasetCatalog)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DETECTRON2_DATASETS", raising=False)
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         yield
     for name in set(DatasetCatalog) - known:
         DatasetCatalog.remove(name)
@@ -62,61 +48,8 @@ def repository(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def save_untrained(config: str, path: str) -> None:
-    """Write what ``make demo`` would leave, without the training."""
-    from detectron2.modeling import build_model
-
-    Path(path).parent.mkdir(parents=True)
-    SafeCheckpointer(build_model(load_cfg(config)), str(Path(path).parent)).save(Path(path).stem)
-
-
-def execute(text: str) -> str:
-    """Run sh blocks in bash, python blocks in this process, which has its libraries loaded; return the output."""
-    output = []
-    for language, content in blocks_of(text):
-        if language == "python":
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(content, "docs/custom_data.md", "exec"), {})
-            output.append(out.getvalue())
-        elif language == "sh":
-            result = subprocess.run(["bash", "-euo", "pipefail", "-c", content], capture_output=True, text=True)
-            assert result.returncode == 0, f"{content}\n{result.stdout[-1000:]}\n{result.stderr[-3000:]}"
-            output.append(result.stdout)
-    return "\n".join(output)
-
-
-@pytest.mark.slow
-def test_first_part_runs_as_written(repository):
-    save_untrained(SHAPES_CONFIG, "output/demo/model_final.pth")
-    output = execute(TUTORIAL.partition(SECOND_PART)[0])
-    classes = ["gear", "star", "comb"]
-    assert f"classes={classes}" in output and "rle=3, maskless=None" in output
-    log = Path("output/my_set/log.txt").read_text()
-    assert "(8 classes in the checkpoint, 3 in the model)" in log
-    results = json.loads(Path("output/my_set/evaluation.json").read_text())
-    for task in ("bbox", "segm", "boundary"):
-        assert {"AP", "AP50", *(f"AP-{name}" for name in classes)} <= set(results[task])
-    for name in classes:
-        assert re.search(rf"^\| {name} \|( [\d.]+ \|| nan \|){{3}}$", output, flags=re.MULTILINE)
-    for path in Path("datasets/my_set/val").iterdir():
-        assert Path("output/my_set/pictures", f"{path.stem}_masks.jpg").is_file()
-    assert Path("output/my_set/inference/my_val/coco_instances_results.json").is_file()
-    summary = check_coco_file("datasets/my_set/one.json", "datasets/my_set/train")
-    assert (summary.classes, summary.trainable) == (["board"], 1)
-
-
-@pytest.mark.slow
-def test_second_part_runs_as_written(repository):
-    output = execute(TUTORIAL.partition(SECOND_PART)[2])
-    assert "12 pairs" in output and "9 pairs to train on, 3 held out" in output
-    metrics = json.loads(Path("output/my_pairs/evaluation.json").read_text())["refinement"]
-    assert metrics["images"] == 3 and {"coarse_IoU", "refined_IoU", "coarse_mBA", "refined_mBA"} <= set(metrics)
-    assert Path("output/my_pairs/inference/pairs_val/per_image.csv").is_file()
-    assert Path("output/my_pairs/refined.png").is_file()
-
-
 def test_the_config_for_a_trained_model_loads(repository):
-    (content,) = (content for language, content in blocks_of(TUTORIAL) if language == "yaml")
+    (content,) = (block.code for block in blocks_of(PAGE) if block.language == "yaml")
     Path("datasets/my_set").mkdir()
     Path("datasets/my_set/my_set.yaml").write_text(content)
     cfg = load_cfg("datasets/my_set/my_set.yaml")
@@ -131,7 +64,8 @@ def test_the_config_for_a_trained_model_loads(repository):
 @pytest.fixture(scope="module")
 def mistakes() -> dict[str, str]:
     """The tables' rows: message by mistake."""
-    return dict(re.findall(r"^\| ([^|`]+) \| `(.*)` \|$", TUTORIAL, flags=re.MULTILINE))
+    text = (ROOT / PAGE).read_text(encoding="utf-8")
+    return dict(re.findall(r"^\| ([^|`]+) \| `(.*)` \|$", text, flags=re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +126,9 @@ def wrong_size() -> None:
 
 
 def eight_classes() -> None:
-    save_untrained(SHAPES_CONFIG, "output/demo/model_final.pth")
-    opts = ["MODEL.WEIGHTS", "output/demo/model_final.pth", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    Path("output").mkdir()
+    SafeCheckpointer(build_model(load_cfg(SHAPES_CONFIG)), "output").save("model_final")
+    opts = ["MODEL.WEIGHTS", "output/model_final.pth", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
     Predictor(load_cfg(SHAPES_CONFIG, opts))
 
 
