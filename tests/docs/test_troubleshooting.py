@@ -45,8 +45,7 @@ INDIRECT = {
     "airm/refine.py: failures[0]": "of a UserError",
     "tools/reproduction/session.py: self._failed[run.folder]": "of a UserError",
     "tools/reproduction/session.py: %s %s: %s": "of a UserError",
-    "tools/train_refinement_demo.py: status": "a status",
-    "tools/train_shapes_demo.py: status": "a status",
+    "tools/train_demo.py: status": "a status",
     "datasets/prepare_lvis_cocofied.py: runmain": "a status",
     "datasets/prepare_refinement.py: runmain": "a status",
 }
