@@ -31,10 +31,10 @@ $(STAMP): pyproject.toml constraints.txt tools/install_detectron2.py tools/detec
 	@touch $@
 
 demo: install ## train a small PatchDCT model on synthetic shapes (CPU) and draw its masks
-	$(RUN) tools/train_shapes_demo.py
+	$(RUN) tools/train_demo.py
 
 demo-airm: install ## train a small AIRM on synthetic data (CPU) and refine a large mask
-	$(RUN) tools/train_refinement_demo.py
+	$(RUN) tools/train_demo.py --model airm
 
 # Each worker computes on one thread: quicker than sharing the cores, and sums come out in the same order everywhere.
 test: install ## run the tests; PYTEST_ARGS="-k name" selects some

@@ -7,9 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -84,3 +87,10 @@ def import_code(names: Sequence[str]) -> None:
         if importlib.util.find_spec(module) is None:
             raise UserError(f"--import {name}: no such module; a file ends in .py")
         importlib.import_module(module)
+
+
+def console(width: int = 120) -> "Console":
+    """Return what prints tables: as wide as the terminal, or ``width`` into a pipe or file, which has no width."""
+    from rich.console import Console  # only who prints tables needs it
+
+    return Console(width=None if sys.stdout.isatty() else width)

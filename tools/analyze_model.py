@@ -17,7 +17,6 @@ edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,14 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from airm.cost import num_parameters, pass_cost
+from measuring import AIRM_CONFIGS, CONFIGS
 from patchdct.mask_network import mask_branch_cost
-from pixelmask.cli import add_import, import_code, positive, run
+from pixelmask.cli import add_import, console, import_code, positive, run
 from pixelmask.config import load_cfg
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIGS = [
     str(CONFIGS / f"patchdct/{name}.yaml")
     for name in (
@@ -43,9 +41,6 @@ DEFAULT_CONFIGS = [
         "patchdct_R_50_FPN_1x_2stage_coco",
         "patchdct_R_50_FPN_1x_3stage_coco",
     )
-]
-AIRM_CONFIGS = [
-    str(CONFIGS / f"airm/{name}.yaml") for name in ("sirmf_R_50", "airm_R_50", "sirmf_mit_b1", "airm_mit_b1")
 ]
 
 
@@ -118,11 +113,9 @@ def main(args: argparse.Namespace) -> None:
             airm += analyze_airm(config, cfg, tuple(args.size), dict.fromkeys((0, args.tile_size)))
         else:
             mask_branches.append(analyze_mask_branch(config, cfg))
-    # A pipe or file has no width of its own
-    console = Console(width=None if sys.stdout.isatty() else 120)
     for rows, make_table in ((mask_branches, mask_branch_table), (airm, airm_table)):
         if rows:
-            console.print(make_table(rows))
+            console().print(make_table(rows))
     if args.json:
         args.json.write_text(json.dumps(mask_branches + airm, indent=2) + "\n")
 

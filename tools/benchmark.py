@@ -25,50 +25,30 @@ value before the first run.
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import detectron2
 import torch
 import torchvision
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from measuring import PARTS, Settings, measure, parts_of
-from pixelmask.cli import add_import, import_code, positive, run
+from measuring import AIRM_CONFIGS, CONFIGS, PARTS, Case, Settings, measure, parts_of
+from pixelmask.cli import add_import, console, import_code, positive, run
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 from reproduction.provenance import commit
 
-ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIGS = [
-    str(ROOT / f"configs/patchdct/{name}_R_50_FPN_1x_coco.yaml") for name in ("mask_rcnn", "dct_mask", "patchdct")
+    str(CONFIGS / f"patchdct/{name}_R_50_FPN_1x_coco.yaml") for name in ("mask_rcnn", "dct_mask", "patchdct")
 ]
-AIRM_CONFIGS = [
-    str(ROOT / f"configs/airm/{name}.yaml") for name in ("sirmf_R_50", "airm_R_50", "sirmf_mit_b1", "airm_mit_b1")
-]
-
-
-class Case(NamedTuple):
-    """What a row of the table measures."""
-
-    config_file: str
-    part: str
-    num_instances: int
-    tile_size: int | None = None
-    """Of AIRM only."""
-
-    def row(self) -> dict[str, Any]:
-        about = {"config": Path(self.config_file).stem, "part": self.part, "instances": self.num_instances}
-        return about if self.tile_size is None else about | {"tile_size": self.tile_size}
 
 
 def choose_cases(config_files: list[str], args: argparse.Namespace) -> list[Case]:
@@ -94,16 +74,14 @@ def choose_cases(config_files: list[str], args: argparse.Namespace) -> list[Case
 
 
 def measure_apart(case: Case, settings: Settings, imports: Sequence[str]) -> dict[str, Any]:
-    """Run :func:`patchdct.benchmark.measure` in a fresh process that has imported ``imports``.
+    """Run :func:`measuring.measure` in a fresh process that has imported ``imports``.
 
     Where memory runs out, the row has an ``error``.
     """
-    if case.tile_size is not None:
-        settings = replace(settings, opts=(*settings.opts, "MODEL.AIRM.TILE_SIZE", str(case.tile_size)))
     context = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=import_code, initargs=(imports,)) as pool:
         try:
-            return pool.submit(measure, *case[:3], settings).result() | case.row()
+            return pool.submit(measure, case, settings).result()
         except (BrokenProcessPool, torch.cuda.OutOfMemoryError) as e:
             return case.row() | {"error": f"out of memory, probably: {e}"}
 
@@ -141,18 +119,8 @@ def make_table(rows: list[dict[str, Any]], title: str) -> Table:
 
 def main(args: argparse.Namespace) -> None:
     import_code(args.imports)
-    settings = Settings(
-        device=args.device,
-        size=tuple(args.size),
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-        channels_last=args.channels_last,
-        compile=args.compile,
-        threads=args.threads,
-        warmup=args.warmup,
-        repeats=args.repeats,
-        opts=tuple(args.opts),
-    )
+    given = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    settings = Settings(**{**given, "size": tuple(args.size), "opts": tuple(args.opts)})
     config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else [])
     cases = choose_cases(config_files or DEFAULT_CONFIGS, args)
     rows = [measure_apart(case, settings, args.imports) for case in tqdm(cases, unit="row")]
@@ -164,8 +132,7 @@ def main(args: argparse.Namespace) -> None:
         f"{about['device_name']}, {about['threads']} threads, torch {about['torch']}, {settings.dtype}, "
         f"batch {settings.batch_size}, {height} x {width} pixels"
     )
-    # A pipe or file has no width of its own
-    Console(width=None if sys.stdout.isatty() else 120).print(make_table(rows, title))
+    console().print(make_table(rows, title))
     failed = [row for row in rows if "error" in row]
     if failed:
         errors = [", ".join(f"{key} {value}" for key, value in row.items()).replace(", error", ":") for row in failed]
@@ -186,14 +153,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
     add("--instances", nargs="+", type=positive, default=[20, 100], metavar="N", help="an image; default 20 100")
-    add(
-        "--tile-sizes",
-        nargs="+",
-        type=int,
-        default=[0, 512],
-        metavar="N",
-        help="of AIRM, 0: whole image; default 0 512",
-    )
+    tiles = "of AIRM, 0: whole image; default 0 512"
+    add("--tile-sizes", nargs="+", type=int, default=[0, 512], metavar="N", help=tiles)
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--size", nargs=2, type=positive, default=[800, 1333], metavar=("HEIGHT", "WIDTH"), help="default 800 1333")
     add("--batch-size", type=positive, default=1, metavar="N", help="default 1")

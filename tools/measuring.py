@@ -21,16 +21,16 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from airm.cost import DrawnMaskPass, draw_mask
 from patchdct.mask_network import MaskNetwork
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 
-PARTS = {
-    "model": "image to pasted masks, everything included",
-    "branch": "feature maps and boxes to masks in the box frame: RoI pooling and mask head",
-    "head": "RoI features to masks in the box frame: the mask head as a plain network",
-    "refine": "image and coarse mask to refined mask, the only part of AIRM",
-}
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# The models of AIRM's Table 4
+AIRM_CONFIGS = [
+    str(CONFIGS / f"airm/{name}.yaml") for name in ("sirmf_R_50", "airm_R_50", "sirmf_mit_b1", "airm_mit_b1")
+]
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,30 @@ class Workload(NamedTuple):
         ]
 
 
-def measure(config_file: str, part: str, num_instances: int, settings: Settings) -> dict[str, Any]:
+class Case(NamedTuple):
+    """What a row of the table measures."""
+
+    config_file: str
+    part: str
+    """A key of PARTS."""
+    num_instances: int
+    """Of each image; 1 for the part ``refine``, the coarse mask."""
+    tile_size: int | None = None
+    """Of AIRM only."""
+
+    def row(self) -> dict[str, Any]:
+        about = {"config": Path(self.config_file).stem, "part": self.part, "instances": self.num_instances}
+        return about if self.tile_size is None else about | {"tile_size": self.tile_size}
+
+
+def measure(case: Case, settings: Settings) -> dict[str, Any]:
     """Build a model with random weights and measure one part of it.
 
     Peak memory on CUDA is what torch allocated; on the CPU it is the largest resident set of this process so far, with
     Python, the libraries and the weights in it, which is why each measurement should have a process of its own.
 
-    Args:
-        config_file: of the model.
-        part: a key of PARTS.
-        num_instances: detections an image; 1 for the part ``refine``, the coarse mask.
-        settings: the rest.
-
     Returns:
-        config, part, instances; milliseconds (the median) and milliseconds_of_each_run, images_per_second;
+        what :meth:`Case.row` does; milliseconds (the median) and milliseconds_of_each_run, images_per_second;
         peak_memory_mb and memory_before_mb, at the end and before the first run, in units of 10^6 bytes.
 
     Raises:
@@ -102,7 +112,7 @@ def measure(config_file: str, part: str, num_instances: int, settings: Settings)
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    call = prepare(config_file, part, num_instances, settings)
+    call = prepare(case, settings)
     memory_before = _peak_memory(settings.device, reset=True)
     with torch.no_grad(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.dtype == "bf16"):
         for _ in range(settings.warmup):
@@ -110,9 +120,7 @@ def measure(config_file: str, part: str, num_instances: int, settings: Settings)
         milliseconds = [_time(call, settings.device) for _ in range(settings.repeats)]
     median = statistics.median(milliseconds)
     return {
-        "config": Path(config_file).stem,
-        "part": part,
-        "instances": num_instances,
+        **case.row(),
         "milliseconds": median,
         "images_per_second": 1000 * settings.batch_size / median,
         "peak_memory_mb": _peak_memory(settings.device),
@@ -127,23 +135,26 @@ def parts_of(cfg: CfgNode) -> list[str]:
     return [part for part in PARTS if (part == "refine") == is_airm]
 
 
-def prepare(config_file: str, part: str, num_instances: int, settings: Settings) -> Callable[[], Any]:
-    """Build a model with random weights and its inputs; return the call of one part. Arguments: see :func:`measure`."""
-    cfg = load_cfg(config_file, [*settings.opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", settings.device])
-    if part not in parts_of(cfg):
-        raise UserError(f"{config_file} has no part {part!r} to measure; it has {', '.join(parts_of(cfg))}")
+def prepare(case: Case, settings: Settings) -> Callable[[], Any]:
+    """Build a model with random weights and its inputs; return the call of one part, see :func:`measure`."""
+    tiles = [] if case.tile_size is None else ["MODEL.AIRM.TILE_SIZE", str(case.tile_size)]
+    opts = [*settings.opts, *tiles, "MODEL.WEIGHTS", "", "MODEL.DEVICE", settings.device]
+    cfg = load_cfg(case.config_file, opts)
+    if case.part not in parts_of(cfg):
+        known = ", ".join(parts_of(cfg))
+        raise UserError(f"{case.config_file} has no part {case.part!r} to measure; it has {known}")
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if settings.compile and part == "refine":
+    if settings.compile and case.part == "refine":
         model.encoder.compile()
     elif settings.compile:
         head = MaskNetwork(model).head
         name = "predict" if hasattr(head, "predict") else "layers"
         setattr(head, name, torch.compile(getattr(head, name)))
-    drawn = draw_instances(num_instances, settings.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    return _PREPARE[part](Workload(model, settings, drawn.to(settings.device)))
+    drawn = draw_instances(case.num_instances, settings.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    return PARTS[case.part](Workload(model, settings, drawn.to(settings.device)))
 
 
 def draw_instances(num_instances: int, size: tuple[int, int], num_classes: int) -> Instances:
@@ -197,15 +208,14 @@ def _prepare_head(workload: Workload) -> Callable[[], Any]:
 
 
 def _prepare_refine(workload: Workload) -> Callable[[], Any]:
-    from airm.cost import DrawnMaskPass, draw_mask  # airm is built on this package
-
     size = workload.settings.size
     images = torch.randint(256, (workload.settings.batch_size, 3, *size), dtype=torch.uint8)
     mask = draw_mask(*size).to(workload.settings.device)
     return lambda: [DrawnMaskPass.of(workload.model, image).refine(mask) for image in images]
 
 
-_PREPARE = {"model": _prepare_model, "branch": _prepare_branch, "head": _prepare_head, "refine": _prepare_refine}
+# What each makes of a workload is described in tools/benchmark.py
+PARTS = {"model": _prepare_model, "branch": _prepare_branch, "head": _prepare_head, "refine": _prepare_refine}
 
 
 def _time(call: Callable[[], Any], device: str) -> float:

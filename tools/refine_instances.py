@@ -25,7 +25,6 @@ whose image is missing or cannot be read stay as they are; these images are name
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,7 +33,6 @@ import numpy as np
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from rich import box as box_styles
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -47,7 +45,7 @@ from airm.instances.progress import Progress, in_order
 from airm.instances.work import Work
 from patchdct.data.categories import find_categories
 from patchdct.predictor import Predictor
-from pixelmask.cli import add_import, import_code, run
+from pixelmask.cli import add_import, console, import_code, run
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 from pixelmask.images import read_picture
@@ -168,8 +166,7 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         values = [found["segm"][key] for key in ("AP", "AP50", "AP75")] + [found["boundary"]["AP"]]
         values += [found["IoU"], found["mBA"]]
         table.add_row(which, *("-" if value is None or value != value else f"{value:.2f}" for value in values))
-    # A pipe or file has no width of its own
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
 
 
 def evaluate(work: Work, coarse: Results, refined: Results) -> dict[str, Any] | None:

@@ -20,10 +20,9 @@ import sys
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from pixelmask.cli import positive, run
+from pixelmask.cli import console, positive, run
 from pixelmask.errors import UserError
 from reproduction import quick
 from reproduction.report import FORMATS, render
@@ -39,10 +38,9 @@ def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> Non
     if args.json:
         sys.stdout.write(json.dumps(lines, indent=2) + "\n")
         return
-    # A pipe or file has no width of its own
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    out = console(160)
     if args.quick:
-        console.print(quick.TITLE)
+        out.print(quick.TITLE)
     for name in chosen:
         rows = [line for line in lines if line["table"] == name]
         ours = [row["needs"] for row in rows if row["config"]]
@@ -56,18 +54,18 @@ def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> Non
             hours = "" if row["gpu_hours"] is None else f"{row['gpu_hours']:.0f}"
             needs = ", ".join(need for need in row["needs"] if need not in shared)
             table.add_row(row["row"], row["labels"], row["config"] or "", needs, hours, row["state"])
-        console.print(f"[bold]{name}[/]  {tables.table(name).heading}")
-        console.print(table)
+        out.print(f"[bold]{name}[/]  {tables.table(name).heading}")
+        out.print(table)
     # Rows that share a config share its run
     hours = {line["config"]: line["gpu_hours"] for line in lines if line["gpu_hours"]}
     if hours:
-        console.print(
+        out.print(
             f"{len(hours)} trainings, {sum(hours.values()):,.0f} GPU hours if nothing is there yet: an estimate from "
             "published speeds on V100, see tools/reproduction/tables.yaml"
         )
     if not args.tables:
         for figure, command in tables.figures.items():
-            console.print(f"{figure}:  {command}", markup=False, highlight=False)
+            out.print(f"{figure}:  {command}", markup=False, highlight=False)
 
 
 def run_rows(args: argparse.Namespace, tables: Tables, session: Session) -> None:

@@ -152,8 +152,8 @@ def fill(folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}"}
     for command in (
         *(["tools/train_net.py", "--config-file", config] for config in TRAINED),
-        ["tools/train_shapes_demo.py", "--output", "output/demo"],
-        ["tools/train_refinement_demo.py", "--output", "output/demo_airm", "--size", "320", "240"],
+        ["tools/train_demo.py", "--output", "output/demo"],
+        ["tools/train_demo.py", "--model", "airm", "--output", "output/demo_airm", "--size", "320", "240"],
     ):
         subprocess.run(["python", *command], cwd=folder, env=environment, check=True)
     for name in ("patchdct_R_50_FPN_1x_coco", "demo"):

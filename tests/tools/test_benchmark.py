@@ -10,9 +10,9 @@ import pytest
 import torch
 from detectron2.modeling.roi_heads import StandardROIHeads
 
-import measuring as benchmark
+import measuring
 from airm.encoder import AffinityEmpoweredEncoder
-from measuring import MaskNetwork, Settings, draw_instances, measure, prepare
+from measuring import Case, MaskNetwork, Settings, draw_instances, measure, prepare
 from pixelmask.cli import run
 from pixelmask.errors import UserError
 from tests.support.models import load_tool, tiny_airm_cfg
@@ -43,7 +43,7 @@ def test_whole_model_has_the_same_proposals_and_detections_whatever_the_head(hea
         return forward_box(self, features, instances)
 
     monkeypatch.setattr(StandardROIHeads, "_forward_box", record)
-    call = prepare(config_file(head), "model", 7, SETTINGS)
+    call = prepare(Case(config_file(head), "model", 7), SETTINGS)
     with torch.no_grad():
         call()
         outputs = call()
@@ -58,8 +58,8 @@ def test_whole_model_has_the_same_proposals_and_detections_whatever_the_head(hea
 def test_branch_and_head_alone_give_masks_of_every_instance(head, mask_size, config_file):
     path = config_file(head)
     with torch.no_grad():
-        instances = prepare(path, "branch", 5, SETTINGS)()
-        masks = prepare(path, "head", 5, SETTINGS)()
+        instances = prepare(Case(path, "branch", 5), SETTINGS)()
+        masks = prepare(Case(path, "head", 5), SETTINGS)()
     assert [x.pred_masks.shape for x in instances] == [(5, 1, mask_size, mask_size)] * 2
     assert masks.shape == (10, mask_size, mask_size)
 
@@ -74,7 +74,7 @@ def test_drawn_boxes_are_inside_the_image_and_never_change():
 
 
 def test_row_has_median_and_rate_of_its_runs(config_file):
-    row = measure(config_file(), "head", 3, SETTINGS)
+    row = measure(Case(config_file(), "head", 3), SETTINGS)
     assert len(row["milliseconds_of_each_run"]) == 3 and min(row["milliseconds_of_each_run"]) > 0
     assert row["milliseconds"] == statistics.median(row["milliseconds_of_each_run"])
     assert row["images_per_second"] == pytest.approx(2 * 1000 / row["milliseconds"])
@@ -83,8 +83,8 @@ def test_row_has_median_and_rate_of_its_runs(config_file):
 
 def test_warmup_runs_are_not_in_the_figures(config_file, monkeypatch):
     calls = []
-    monkeypatch.setattr(benchmark, "prepare", lambda *args: lambda: calls.append(1))
-    row = measure(config_file(), "head", 3, Settings(warmup=4, repeats=2))
+    monkeypatch.setattr(measuring, "prepare", lambda *args: lambda: calls.append(1))
+    row = measure(Case(config_file(), "head", 3), Settings(warmup=4, repeats=2))
     assert len(calls) == 6 and len(row["milliseconds_of_each_run"]) == 2
 
 
@@ -101,7 +101,7 @@ def test_dtype_memory_format_and_compile_reach_the_head(config_file, monkeypatch
 
     monkeypatch.setattr(MaskNetwork, "forward", forward)
     monkeypatch.setattr(torch, "compile", lambda function: ("compiled", function.__name__))
-    measure(config_file(), "head", 2, Settings(dtype="bf16", channels_last=True, compile=True, size=(96, 96)))
+    measure(Case(config_file(), "head", 2), Settings(dtype="bf16", channels_last=True, compile=True, size=(96, 96)))
     assert seen == {
         "dtype": torch.bfloat16,
         "channels_last": True,
@@ -113,7 +113,7 @@ def test_dtype_memory_format_and_compile_reach_the_head(config_file, monkeypatch
 def test_missing_gpu_is_an_error(config_file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no usable GPU"):
-        measure(config_file(), "head", 2, Settings(device="cuda"))
+        measure(Case(config_file(), "head", 2), Settings(device="cuda"))
 
 
 def test_command_line_measures_in_another_process_and_writes_json(tool, config_file, tmp_path, capsys):
@@ -142,10 +142,10 @@ def test_row_that_fails_leaves_the_others(tool, monkeypatch, tmp_path, capsys):
         def __exit__(self, *exception):
             pass
 
-        def submit(self, function, config_file, part, num_instances, settings):
-            if num_instances == 100:
+        def submit(self, function, case, settings):
+            if case.num_instances == 100:
                 raise BrokenProcessPool("killed")
-            self.row = {"config": Path(config_file).stem, "part": part, "instances": num_instances}
+            self.row = case.row()
             return self
 
         def result(self):
@@ -173,7 +173,7 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
     keys = {"RATIOS": "[0.5, 1.0]", "MIN_SIZE_TEST": "0", "PADDING": "0", "TILE_HALO": "0", "TILE_SIZE": "64"}
     opts = tuple(x for key, value in keys.items() for x in (f"MODEL.AIRM.{key}", value))
     settings = Settings(size=(256, 256), batch_size=2, opts=opts)
-    masks = prepare(airm_file, "refine", 1, settings)()
+    masks = prepare(Case(airm_file, "refine", 1), settings)()
     assert [mask.shape for mask in masks] == [(1, 256, 256)] * 2
     # A disc of radius 90: all 4 tiles at ratio 0.5; at ratio 1, of 16, neither the 4 inside nor those in the corners
     assert sizes == [(64, 64)] * 2 * (4 + 8)
@@ -206,7 +206,7 @@ def test_compile_and_dtype_reach_the_encoder_of_airm(airm_file, monkeypatch):
 
     monkeypatch.setattr(AffinityEmpoweredEncoder, "_fuse", record)
     settings = Settings(size=(64, 64), dtype="bf16", compile=True, warmup=0, repeats=1)
-    measure(airm_file, "refine", 1, settings)
+    measure(Case(airm_file, "refine", 1), settings)
     assert compiled == [True] and set(dtypes) == {torch.bfloat16}
 
 
@@ -218,7 +218,7 @@ def test_each_config_has_the_parts_of_its_kind(tool, config_file, airm_file):
     with pytest.raises(UserError, match=r"refiner.yaml has none of the --parts head; it has refine"):
         tool.choose_cases(files, parse(["--parts", "head"]))
     with pytest.raises(UserError, match="no part 'head' to measure; it has refine"):
-        measure(airm_file, "head", 1, SETTINGS)
+        measure(Case(airm_file, "head", 1), SETTINGS)
     four = tool.choose_cases(tool.AIRM_CONFIGS, parse(["--airm"]))
     assert [(Path(case.config_file).stem, case.tile_size) for case in four[:4]] == [
         ("sirmf_R_50", 0),

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +197,3 @@ def test_a_changed_data_set_is_noticed(refinement, tmp_path, capsys):
     file = changed / "inference" / AIRM_VAL / "refined_masks.json"
     file.write_text(json.dumps(json.loads(file.read_text())[1:]))
     assert "000001" in fails(capsys, changed, "--output", tmp_path / "report.html")
-
-
-@pytest.mark.slow
-def test_the_demo_ends_with_a_report(tmp_path, monkeypatch, capsys):
-    demo = load_tool("train_shapes_demo")
-    output = tmp_path / "demo"
-    monkeypatch.setattr(sys, "argv", ["demo", "--output", str(output), "--pictures", "2", *TINY])
-    demo.main()
-    assert f"report      {output / 'report.html'}" in capsys.readouterr().out
-    assert len(blocks(output / "report.html")["data"]["items"]) == 6
-    assert len(list((output / "pictures").iterdir())) == 2
