@@ -1,9 +1,16 @@
-"""Files that are there whole or not at all."""
+"""Finding and reading files, and writing those that are there whole or not at all."""
 
 import contextlib
+import glob
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @contextlib.contextmanager
@@ -19,3 +26,72 @@ def whole_or_not_at_all(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_or_not_at_all(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write a JSON file that ends in a line break, whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; raise a :class:`UserError` if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except ValueError as e:
+        raise UserError(f"{path} is not valid JSON: {e}") from None
+
+
+def list_folder(
+    folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES, deep: bool = True, skipped: Path | None = None
+) -> list[Path]:
+    """Return the files of a folder that have one of the (lower-case) suffixes, sorted.
+
+    Hidden files and folders, and the __MACOSX of archives, are left out; symbolic links are followed.
+
+    Args:
+        folder: there or not.
+        suffixes: of files to list.
+        deep: whether to look into its folders too.
+        skipped: a folder not to look into.
+    """
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        kept = (name for name in folders if name[0] != "." and name != "__MACOSX" and Path(parent, name) != skipped)
+        folders[:] = kept if deep else ()
+        files += [Path(parent, name) for name in names if name[0] != "."]
+    return sorted(path for path in files if path.suffix.lower() in suffixes)
+
+
+def find_images(
+    inputs: Sequence[str], suffixes: Collection[str] = IMAGE_SUFFIXES, deep: bool = True, kind: str = "image"
+) -> list[Path]:
+    """Return the files that paths, folders (see :func:`list_folder`) and glob patterns stand for, each once.
+
+    Args:
+        inputs: a file and those of a pattern may have any suffix.
+        suffixes, deep: of folders.
+        kind: what a file is called in messages.
+
+    Raises:
+        UserError: for an input that stands for no file.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            files = list_folder(path, suffixes, deep)
+        else:
+            candidates = [path] if path.is_file() else map(Path, sorted(glob.glob(text, recursive=True)))
+            files = [candidate for candidate in candidates if candidate.is_file()]
+        if not files:
+            raise UserError(f"{text}: {f'a folder without {kind}s' if path.is_dir() else f'no such {kind}'}")
+        found.update(dict.fromkeys(files))
+    return list(found)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixelmask.evaluation import COCOInstanceEvaluator
+from pixelmask.evaluation.matching import match
 
 from ..dct import DCTMaskCodec
 from ..patches import assemble_patches, classify_patches, fill_uniform_patches, split_into_patches
@@ -24,7 +25,6 @@ from ..patches import assemble_patches, classify_patches, fill_uniform_patches, 
 MASK_SIZE = 112
 # Side of a patch and elements of its vector, in the order of the paper's table
 REPRESENTATIONS = ((1, 1), (8, 3), (8, 6), (8, 9), (8, 12), (112, 200), (112, 300))
-MATCHING_IOU = 0.5
 
 
 def reconstruct(masks: Tensor, codec: DCTMaskCodec) -> Tensor:
@@ -90,18 +90,12 @@ class ImageMasks:
         """
         results = sorted(results, key=lambda result: -result["score"])
         objects = objects_of(record)
-        iou = pairwise_iou(Boxes(boxes_of(results)), Boxes(boxes_of(objects)))
-        classes = [torch.tensor([e["category_id"] for e in entries]) for entries in (results, objects)]
-        iou[classes[0][:, None] != classes[1]] = 0
-        matched, owners, others = [], [], []
-        for i, result in enumerate(results):
-            best = int(iou[i].argmax()) if objects else -1
-            if best < 0 or iou[i, best] < MATCHING_IOU:
-                others.append(result)
-                continue
-            matched.append(result)
-            owners.append(objects[best])
-            iou[:, best] = 0
+        ious = pairwise_iou(Boxes(boxes_of(results)), Boxes(boxes_of(objects))).numpy()
+        classes = [[entry["category_id"] for entry in entries] for entries in (results, objects)]
+        found = list(zip(results, match(ious, (classes[0], classes[1])), strict=True))
+        matched = [result for result, index in found if index is not None]
+        owners = [objects[index] for _, index in found if index is not None]
+        others = [result for result, index in found if index is None]
         return cls._pack(record, matched, owners, others)
 
     @classmethod

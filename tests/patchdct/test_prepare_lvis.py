@@ -195,7 +195,7 @@ def test_a_coco_file_that_is_none(script, root, text):
 def test_what_is_refused(script, root, capsys):
     with pytest.raises(UserError, match=r"no LVIS file .* in .*lvis; where to get them: datasets/README.md"):
         script.main([])
-    with pytest.raises(UserError, match="cannot read LVIS annotations .*absent_val.json"):
+    with pytest.raises(UserError, match="cannot read .*absent_val.json"):
         script.main([str(root / "absent_val.json")])
     with pytest.raises(UserError, match="mine.json is not named as LVIS names"):
         script.main([str(put(root / "mine.json", lvis_json()))])
@@ -204,7 +204,7 @@ def test_what_is_refused(script, root, capsys):
     content["annotations"] = annotations((3, 13))
     with pytest.raises(UserError, match="has no images of COCO's val2017"):
         script.main([str(put(root / "lvis_v1_val.json", content))])
-    with pytest.raises(UserError, match="is not an LVIS annotation file: it has no list of 'annotations'"):
+    with pytest.raises(UserError, match="is not an LVIS annotation file: it has no 'annotations'"):
         script.main([str(put(root / "lvis_v1_val.json", {"images": [], "categories": []}))])
     with pytest.raises(SystemExit):
         script.main(["--coco-annotations", "x.json"])
