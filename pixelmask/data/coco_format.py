@@ -19,7 +19,8 @@ from detectron2.data.datasets import load_coco_json
 
 from ..errors import UserError
 from .coco_file import read_coco
-from .roots import DrawnSet
+from .drawn import DrawnSet
+from .roots import describe_root, expand_path
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,7 @@ def register_coco_format(name: str, json_file: str, image_root: str) -> None:
     Raises:
         UserError: if the name stands for other files.
     """
-    paths = [os.path.expandvars(os.path.expanduser(path)) for path in (json_file, image_root)]
-    dataset = CocoFormat(name, *paths)
+    dataset = CocoFormat(name, expand_path(json_file), expand_path(image_root))
     known = DatasetCatalog.data.get(name)
     if known == dataset:
         return
@@ -175,11 +175,9 @@ def check_dataset(cfg: CfgNode, name: str, split: str) -> None:
 def _check_path(name: str, path: str | None) -> None:
     if path is None or "://" in path or os.path.exists(path):
         return
-    root = os.environ.get("DETECTRON2_DATASETS")
-    found = f"DETECTRON2_DATASETS is {root}" if root else "DETECTRON2_DATASETS is not set, so that ./datasets is used"
     raise UserError(
-        f"data set {name} needs {path}, which does not exist; {found}. Set it to the folder of your data sets "
-        "(their layout is in datasets/README.md)"
+        f"data set {name} needs {path}, which does not exist; {describe_root()}. Set it to the folder of your data "
+        "sets (their layout is in datasets/README.md)"
     )
 
 

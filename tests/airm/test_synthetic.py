@@ -225,7 +225,7 @@ def test_a_line_has_no_coarse_mask_and_a_square_keeps_its_place() -> None:
 )
 def test_names(name: str, folder: str, root: Path) -> None:
     assert is_synthetic_name(name)
-    assert synthetic_dataset.parse_synthetic_name(name).folder == root / "synthetic_refinement" / folder
+    assert synthetic_dataset.SYNTHETIC.folder(name) == root / "synthetic_refinement" / folder
 
 
 @pytest.mark.parametrize("end", ["", "_test", "_val_0", "_val_320", "_val_3_64", "_val_3_64x64_2", "_val_63x64"])

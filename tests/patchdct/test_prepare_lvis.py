@@ -186,9 +186,9 @@ def test_a_coco_file_that_is_none(script, root, text):
     source = put(root / "lvis_v0.5_val.json", lvis_json())
     coco = root / "coco.json"
     coco.write_text(text)
-    with pytest.raises(UserError, match="coco.json is not a COCO annotation file"):
+    with pytest.raises(UserError, match="coco.json is not (a COCO annotation file|valid JSON)"):
         script.main([str(source), "--coco-annotations", str(coco)])
-    with pytest.raises(UserError, match="cannot read COCO annotations .*absent.json"):
+    with pytest.raises(UserError, match="cannot read .*absent.json"):
         script.main([str(source), "--coco-annotations", str(root / "absent.json")])
 
 
