@@ -1,6 +1,6 @@
 """Instances before and after refinement against ground truth: AP, Boundary AP, and IoU and mBA of matched pairs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +8,11 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from pixelmask.data.coco_file import CocoFile
-from pixelmask.evaluation import COCOInstanceEvaluator
+from pixelmask.evaluation.coco import ResultsEvaluator
 from pixelmask.evaluation.matching import mask_overlaps, match
 from pixelmask.rle import Rle, decode, to_rle
 
 from ..evaluation.metrics import mean_boundary_accuracies
-
-
-class _ResultsEvaluator(COCOInstanceEvaluator):
-    """Takes COCO results, with classes for category ids, instead of a model's output."""
-
-    def process(self, inputs: Iterable[Any], outputs: Iterable[list[dict[str, Any]]]) -> None:
-        for image_id, results in zip(inputs, outputs, strict=True):
-            self._predictions.append({"image_id": image_id, "instances": results})
 
 
 def compare_instances(
@@ -74,7 +66,7 @@ def _average_precision(
         thing_classes=[names[category_id] for category_id in classes],
         thing_dataset_id_to_contiguous_id=classes,
     )
-    evaluator = _ResultsEvaluator(name, tasks=("segm", "boundary"), distributed=False)
+    evaluator = ResultsEvaluator(name, tasks=("segm", "boundary"), distributed=False)
     evaluator.reset()
     of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in truth.images.values()}
     for result in results:

@@ -3,7 +3,7 @@
 Letters: D detections of an image, R of them with an object, M side of a mask.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pycocotools import mask as mask_util
 from torch import Tensor
 from tqdm import tqdm
 
-from pixelmask.evaluation import COCOInstanceEvaluator
+from pixelmask.evaluation.coco import ResultsEvaluator
 from pixelmask.evaluation.matching import match
 
 from ..dct import DCTMaskCodec
@@ -133,14 +133,6 @@ class ImageMasks:
         return instances_to_coco_json(instances, self.record["image_id"]) + [dict(result) for result in self.others]
 
 
-class _ResultsEvaluator(COCOInstanceEvaluator):
-    """Takes COCO results instead of a model's output."""
-
-    def process(self, inputs: Iterable[dict[str, Any]], outputs: Iterable[list[dict[str, Any]]]) -> None:
-        for record, results in zip(inputs, outputs, strict=True):
-            self._predictions.append({"image_id": record["image_id"], "instances": results})
-
-
 def upper_bounds(
     dataset_name: str, records: list[dict[str, Any]], results: dict[Any, list[dict[str, Any]]] | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -151,7 +143,7 @@ def upper_bounds(
         records: its dicts.
         results: detections by image id (see :meth:`ImageMasks.of_detections`); None takes the ground truth's boxes.
     """
-    evaluator = _ResultsEvaluator(dataset_name, tasks=("segm", "boundary"), distributed=False)
+    evaluator = ResultsEvaluator(dataset_name, tasks=("segm", "boundary"), distributed=False)
     images = [
         ImageMasks.of_truth(record)
         if results is None
@@ -162,7 +154,7 @@ def upper_bounds(
         codec = DCTMaskCodec(patch_size, vector_dim)
         evaluator.reset()
         for image in tqdm(images, desc=f"{patch_size} x {patch_size}, {vector_dim}", unit="image"):
-            evaluator.process([image.record], [image.results(codec)])
+            evaluator.process([image.record["image_id"]], [image.results(codec)])
         metrics = evaluator.evaluate()
         row = {"resolution": MASK_SIZE, "patch_size": patch_size, "dim": vector_dim}
         yield {**row, "AP": metrics["segm"]["AP"], "AP_B": metrics["boundary"]["AP"]}

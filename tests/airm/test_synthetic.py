@@ -1,7 +1,6 @@
 """The synthetic refinement data: what is drawn, how thin it is, its coarse masks and its files."""
 
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,6 @@ from pixelmask.errors import UserError
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
     return [draw_pair(3, index, 320, 240) for index in range(24)]
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A data set root of this test's own; what it registers is forgotten afterwards."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    known = set(DatasetCatalog.list())
-    yield tmp_path
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:

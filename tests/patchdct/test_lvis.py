@@ -25,12 +25,6 @@ COCO_CLASS_OF_CARS = 2
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def coco_name(tmp_path):
     """A data set of three images, as Detectron2 registers COCO: a car and a cat in each."""
     images = [{**image(number), "file_name": f"{number}.jpg"} for number in (1, 2, 3)]
