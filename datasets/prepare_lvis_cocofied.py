@@ -19,7 +19,6 @@ status is 1 if anything is wrong. Where to get LVIS: datasets/README.md.
 """
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -31,7 +30,7 @@ from patchdct.data.lvis_format import VERSIONS, cocofied_file, lvis_file, read_c
 from patchdct.evaluation.lvis_eval import Truth
 from pixelmask.cli import run
 from pixelmask.errors import UserError
-from pixelmask.files import whole_or_not_at_all
+from pixelmask.files import read_json, write_json
 
 IMAGE_URL = "http://images.cocodataset.org/{split}/{id:012d}.jpg"
 FREQUENCIES = "rcf"  # rare, common, frequent
@@ -151,8 +150,7 @@ def prepare(sources: Sequence[Path], output: Path | None, coco_annotations: Path
         if not report.images:
             raise UserError(f"{source} has no images of COCO's {split_of(source)}")
         target = cocofied_file(source if output is None else output / source.name)
-        with whole_or_not_at_all(target) as partial:
-            partial.write_text(json.dumps(content), encoding="utf-8")
+        write_json(target, content)
         print(f"{target}: {report}")
     return 0
 
@@ -160,10 +158,8 @@ def prepare(sources: Sequence[Path], output: Path | None, coco_annotations: Path
 def read_image_ids(path: Path) -> set[int]:
     """Read the image ids of a COCO annotation file."""
     try:
-        return {image["id"] for image in json.loads(path.read_text(encoding="utf-8"))["images"]}
-    except OSError as e:
-        raise UserError(f"cannot read COCO annotations {path}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError) as e:
+        return {image["id"] for image in read_json(path)["images"]}
+    except (KeyError, TypeError) as e:
         raise UserError(f"{path} is not a COCO annotation file: {e!r}") from None
 
 

@@ -32,6 +32,7 @@ from airm.data.pairs import Pair, Pairing, check_pair
 from pixelmask.cli import run
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
+from pixelmask.files import write_text
 
 PAIRS_AT_ONCE = 8
 
@@ -125,10 +126,9 @@ def split(folders: Sequence[str], every: int, output: Path) -> None:
     for path, text in texts.items():
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise UserError(f"{path} exists, with other content; delete it, or choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
     print(f"# {len(parts['train']):,} pairs to train on, {len(held_out):,} held out\nDATASETS:\n  REFINEMENT:")
     for (path, text), part in zip(texts.items(), parts, strict=True):
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         print(f"    - {json.dumps([f'my_{part}', paths[0], paths[-1], str(path.absolute())])}")
     print('  TRAIN: ("my_train",)\n  TEST: ("my_val",)')
 

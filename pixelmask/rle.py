@@ -4,6 +4,7 @@ Compressed RLE is checked before pycocotools gets it: given runs that do not fil
 which is not its own.
 """
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,21 @@ FARTHEST = 1e6  # coordinate of a polygon in pixels; pycocotools takes memory fo
 _MORE, _SIGN = 0x20, 0x10  # bits of a character: others of this number follow, and the number is negative
 
 
+def check_mask(segmentation: Any, height: int, width: int) -> None:
+    """Check a COCO segmentation of an image, but not the runs of an RLE, which :func:`to_rle` reads.
+
+    Raises:
+        ValueError: for what is no mask, and RLE of another size; the message goes on after "annotation 3 ...".
+    """
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            _check_polygon(polygon)
+    elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        raise ValueError('has a segmentation that is neither an RLE with "size" and "counts" nor a list of polygons')
+    elif not isinstance(size := segmentation["size"], (list, tuple)) or list(size) != [height, width]:
+        raise ValueError(f"has the size {size} (height, width), but its image is {[height, width]}")
+
+
 def to_rle(segmentation: Any, height: int, width: int) -> Rle:
     """Convert a COCO segmentation of an image.
 
@@ -25,15 +41,15 @@ def to_rle(segmentation: Any, height: int, width: int) -> Rle:
         height, width: of the image in pixels.
 
     Raises:
-        ValueError: for anything else, and RLE of another size; the message goes on after "mask 3 ...".
+        ValueError: as :func:`check_mask` does, and for runs that do not fill the image.
     """
+    check_mask(segmentation, height, width)
     if isinstance(segmentation, list):
-        return _from_polygons(segmentation, height, width)
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise ValueError('is neither an RLE with "size" and "counts" nor a list of polygons')
-    size, counts = segmentation["size"], segmentation["counts"]
-    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
-        raise ValueError(f"has the size {size} (height, width), but its image is {[height, width]}")
+        if not segmentation:
+            return encode(np.zeros((height, width), bool))
+        rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+        return {"size": [height, width], "counts": rle["counts"].decode()}
+    counts = segmentation["counts"]
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     runs = read_runs(counts) if isinstance(counts, str) else counts
@@ -80,17 +96,15 @@ def decode(rle: Rle) -> np.ndarray:
     return mask_util.decode(rle).view(bool)
 
 
-def _from_polygons(polygons: list[Any], height: int, width: int) -> Rle:
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError("has a polygon that is not [x, y, x, y, ...] of at least 3 points")
-        try:
-            usable = bool((np.abs(np.array(polygon, dtype=np.float64)) <= FARTHEST).all())  # NaN is not
-        except (TypeError, ValueError):
-            usable = False
-        if not usable:
-            raise ValueError(f"has a polygon whose coordinates are not all numbers of at most {FARTHEST:,.0f} pixels")
-    if not polygons:
-        return encode(np.zeros((height, width), bool))
-    rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-    return {"size": [height, width], "counts": rle["counts"].decode()}
+def _check_polygon(polygon: Any) -> None:
+    if not isinstance(polygon, list):
+        raise ValueError("has a segmentation that is not a list of polygons [x, y, x, y, ...] of at least 3 points")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"has a polygon of {len(polygon)} coordinates, not [x, y, x, y, ...] of at least 3 points")
+    try:
+        # The sum is finite if there is no NaN, which no comparison would find
+        usable = math.isfinite(sum(polygon)) and max(map(abs, polygon)) <= FARTHEST
+    except (TypeError, OverflowError):
+        usable = False
+    if not usable:
+        raise ValueError(f"has a polygon whose coordinates are not all numbers of at most {FARTHEST:,.0f} pixels")

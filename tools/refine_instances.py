@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from airm import Refiner
 from airm.instances.crops import InstanceRefiner
-from airm.instances.evaluation import Truth, compare_instances
+from airm.instances.evaluation import compare_instances
 from airm.instances.files import InstanceImage
 from airm.instances.pictures import draw_overlays
 from airm.instances.progress import Progress, in_order
@@ -47,6 +47,7 @@ from patchdct.data.categories import find_categories
 from patchdct.predictor import Predictor
 from pixelmask.cli import add_import, console, import_code, run
 from pixelmask.config import load_cfg
+from pixelmask.data.coco_file import CocoFile
 from pixelmask.errors import UserError
 from pixelmask.images import read_picture
 
@@ -66,7 +67,7 @@ FindMasks: TypeAlias = Callable[[InstanceImage, np.ndarray], Results]
 class Detector:
     """From an image to COCO results."""
 
-    def __init__(self, config_file: str, weights: str | None, opts: Sequence[str], truth: Truth | None):
+    def __init__(self, config_file: str, weights: str | None, opts: Sequence[str], truth: CocoFile | None):
         """
         Args:
             config_file, weights, opts: of the model, see :func:`~pixelmask.config.load_cfg`.

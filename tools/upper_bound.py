@@ -19,12 +19,10 @@ foreground, background and mixed, for all objects in their true boxes; the numbe
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from matplotlib.figure import Figure
@@ -37,7 +35,10 @@ from tqdm import tqdm
 from patchdct.evaluation.upper_bound import boxes_of, cut_out, objects_of, upper_bounds
 from patchdct.figures.patch_histograms import PatchHistograms
 from pixelmask.cli import run
+from pixelmask.data.coco_file import CocoFile, read_coco, read_results
 from pixelmask.errors import UserError
+from pixelmask.files import read_json, write_json
+from pixelmask.rle import to_rle
 
 
 def load_truth(path: str) -> tuple[str, list[dict[str, Any]]]:
@@ -46,15 +47,11 @@ def load_truth(path: str) -> tuple[str, list[dict[str, Any]]]:
     Raises:
         UserError: if the file is missing, not COCO, or has no masks.
     """
-    if not Path(path).is_file():
-        raise UserError(f"no annotation file {path}; give a COCO JSON with masks to --annotations")
+    read_coco(path)
     name = f"upper_bound:{Path(path).resolve()}"
     if name not in DatasetCatalog:
         register_coco_instances(name, {}, path, image_root="")
-    try:
-        records = DatasetCatalog.get(name)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as e:
-        raise UserError(f"{path} is not a COCO annotation file: {type(e).__name__}: {e}") from None
+    records = DatasetCatalog.get(name)
     objects = [a for record in records for a in objects_of(record)]
     without = sum("segmentation" not in a for a in objects)
     if without or not objects:
@@ -62,23 +59,8 @@ def load_truth(path: str) -> tuple[str, list[dict[str, Any]]]:
     return name, records
 
 
-def find_box(result: dict[str, Any], height: int, width: int) -> list[float]:
-    """Return a result's [left, top, width, height], that of its mask (RLE or polygons) if it has no other."""
-    box = result.get("bbox")
-    if box is None:
-        rle = result["segmentation"]
-        if isinstance(rle, list):
-            rle = mask_util.merge(mask_util.frPyObjects(rle, height, width))
-        elif isinstance(rle["counts"], list):
-            rle = mask_util.frPyObjects(rle, height, width)
-        box = mask_util.toBbox(rle).tolist()
-    if len(box) != 4 or not np.isfinite(box).all():
-        raise ValueError(f"its bbox {box} is not four numbers")
-    return [float(x) for x in box]
-
-
 def load_results(path: str, name: str, records: list[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
-    """Read COCO results by image id, their category ids made those of the data set's classes.
+    """Read COCO results by image id, with the classes of the data set for category ids; a mask gives a missing box.
 
     Image ids may be strings of the annotations' numbers, as some tools write them.
 
@@ -86,35 +68,21 @@ def load_results(path: str, name: str, records: list[dict[str, Any]]) -> dict[An
         UserError: if the file is missing, no list of COCO results with boxes or masks, or of other images or
             categories.
     """
-    classes = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    metadata = MetadataCatalog.get(name)
+    classes, truth = metadata.thing_dataset_id_to_contiguous_id, read_json(metadata.json_file)
+    content = read_results(path, CocoFile(metadata.json_file, truth), boxes=True)
     images = {str(record["image_id"]): record for record in records}
     results: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
-    fault = f"{path} does not hold COCO results for these annotations"
-    try:
-        content = json.loads(Path(path).read_text())
-    except OSError as e:
-        raise UserError(f"cannot read detections {path}: {e.strerror}") from None
-    except ValueError as e:
-        raise UserError(f"{fault}: {e}") from None
-    if not isinstance(content, list):
-        raise UserError(f"{fault}: it is no list, but a {type(content).__name__}; are these annotations, not results?")
     for i, result in enumerate(content):
-        try:
-            image_id, category_id, score = result["image_id"], result["category_id"], float(result["score"])
-            record = images.get(str(image_id))
-            if record is None:
-                raise ValueError(f"its image_id {image_id!r} is no image's; they have {len(images)} images")
-            if category_id not in classes:
-                raise ValueError(
-                    f"its category_id {category_id!r} is no category's of theirs: {', '.join(map(str, classes))}. "
-                    "Results have the ids of the annotations' categories, not indices of classes"
-                )
-            box = find_box(result, record["height"], record["width"])
-        except KeyError as e:
-            raise UserError(f"{fault}: result {i} has no {e}") from None
-        except (ValueError, TypeError) as e:
-            raise UserError(f"{fault}: result {i}: {e}") from None
-        results[record["image_id"]].append({"bbox": box, "score": score, "category_id": classes[category_id]})
+        record = images[str(result["image_id"])]
+        box = result.get("bbox")
+        if box is None:
+            try:
+                box = mask_util.toBbox(to_rle(result["segmentation"], record["height"], record["width"])).tolist()
+            except ValueError as e:
+                raise UserError(f"{path}: result {i} {e}") from None
+        entry = {"bbox": box, "score": result["score"], "category_id": classes[result["category_id"]]}
+        results[record["image_id"]].append(entry)
     return results
 
 
@@ -126,7 +94,7 @@ def write_histograms(path: Path, records: list[dict[str, Any]]) -> PatchHistogra
         histograms.add(cut_out(objects, boxes_of(objects)))
     path.parent.mkdir(parents=True, exist_ok=True)
     histograms.draw(path)
-    path.with_suffix(".json").write_text(json.dumps(histograms.to_json()) + "\n")
+    write_json(path.with_suffix(".json"), histograms.to_json())
     return histograms
 
 
@@ -163,7 +131,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = list(upper_bounds(name, records, results))
     print_table(rows, f"Upper bound of AP, {'matched detections' if args.detections else 'ground-truth boxes'}")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_json(args.json, rows, indent=2)
     return rows
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from pixelmask.data.roots import datasets_root
+from pixelmask.data.roots import datasets_root, describe_root, expand_path
 from pixelmask.errors import UserError
 
 from .pairs import Pairing, find_pairs, pair_big, pair_folders
@@ -41,13 +41,11 @@ class BuiltInSet:
 
     def find(self) -> Pairing:
         """Find its pairs; raise UserError if its folder is missing."""
-        root = os.environ.get("DETECTRON2_DATASETS")
         folder = datasets_root() / self.folder
         if not folder.is_dir():
-            found = f"is {root}" if root else "is not set, so that ./datasets is used"
             raise UserError(
-                f"data set {self.name} needs the folder {folder.absolute()}, which does not exist; DETECTRON2_DATASETS "
-                f"{found}. What belongs in it and where to get it: datasets/README.md"
+                f"data set {self.name} needs the folder {folder.absolute()}, which does not exist; {describe_root()}. "
+                "What belongs in it and where to get it: datasets/README.md"
             )
         if not self.common:
             return find_pairs(folder)
@@ -186,7 +184,7 @@ def register_refinement(entries: Sequence[Sequence[str]]) -> None:
         if isinstance(entry, str) or len(entry) not in (2, 3, 4) or not all(isinstance(p, str) and p for p in entry):
             raise UserError(f"DATASETS.REFINEMENT wants {FORMS_OF_ENTRY}, not {entry!r}")
         name, *paths = entry
-        paths = [os.path.abspath(os.path.expandvars(os.path.expanduser(path))) for path in paths]
+        paths = [os.path.abspath(expand_path(path)) for path in paths]
         dataset = CustomSet(name, paths[0], *(paths[1:] or paths))
         known = DatasetCatalog.data.get(name)
         if known is not None and known != dataset:

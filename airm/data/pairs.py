@@ -9,16 +9,15 @@ Three layouts are known; hidden files and folders are skipped in all of them, an
 The image_id of a pair is the path of its image within the folder, without extension and, in BIG, without "_im".
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pixelmask.errors import UserError
+from pixelmask.files import IMAGE_SUFFIXES, list_folder
 from pixelmask.images import read_picture, read_soft_mask
 
-# Where two files of a folder have the same name, the one whose extension comes first is taken
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = IMAGE_SUFFIXES  # where two files of a folder have the same name, the one whose comes first is taken
 MASK_EXTENSION = ".png"  # of masks that lie beside their images
 SUFFIXES = IMAGE, TRUTH, COARSE = ("_im", "_gt", "_seg")
 # (images, masks) of ECSSD, DUTS and DUT-OMRON as they are published, and of many others
@@ -142,16 +141,9 @@ def check_pair(pair: Pair) -> list[str]:
 
 
 def _list_files(folder: Path, skipped: Path | None = None) -> list[Path]:
-    """List the image files of a folder at any depth, but not in the folder ``skipped``; symbolic links are followed."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder.absolute()}; correct its path")
-    files = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [
-            name for name in folders if name[0] != "." and name != "__MACOSX" and Path(parent, name) != skipped
-        ]
-        files += [Path(parent, name) for name in names if name[0] != "."]
-    return [path for path in files if path.suffix.lower() in EXTENSIONS]
+    return list_folder(folder, EXTENSIONS, skipped=skipped)
 
 
 def _relative_id(path: Path, folder: Path) -> str:

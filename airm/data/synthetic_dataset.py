@@ -19,10 +19,8 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
 
-from pixelmask.data.roots import DrawnSet, check_version, datasets_root, make_folder, write_jpeg
+from pixelmask.data.drawn import SEEDS, DrawnCollection, write_jpeg
 from pixelmask.errors import UserError
 
 from .datasets import make_dicts
@@ -30,54 +28,11 @@ from .pairs import find_pairs
 from .synthetic import DRAWING_VERSION, draw_pair
 from .synthetic_outlines import BODIES
 
-COLLECTION = "synthetic_refinement"
-_NAME = re.compile(
-    COLLECTION + rf"_(train|val)(?:_({'|'.join(BODIES)}))?" + r"(?:_([1-9]\d*))?(?:_([1-9]\d*)x([1-9]\d*))?"
-)
 _IMAGES = {"train": 400, "val": 40}
-_SEEDS = {"train": 1, "val": 2}
 _WIDTH, _HEIGHT, _SMALLEST, _LARGEST = 320, 240, 64, 6000
 _VERSION_FILE = "drawing_version.txt"
 _COARSE_CELLS = 40  # of a coarse mask, along the longer side
 _COARSE_NOISE = 0.2
-
-
-class SyntheticSpec(NamedTuple):
-    """What a name stands for: the split, the number of images, their width and height in pixels, the kind of body."""
-
-    split: str
-    images: int
-    width: int
-    height: int
-    body: str | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are, in the folder of data sets of this moment."""
-        split = self.split if self.body is None else f"{self.split}_{self.body}"
-        return datasets_root() / COLLECTION / f"{split}_{self.images}_{self.width}x{self.height}"
-
-
-def is_synthetic_name(name: str) -> bool:
-    """Tell whether a data set name claims to be one of these, be it well-formed or not."""
-    return name == COLLECTION or name.startswith(COLLECTION + "_")
-
-
-def parse_synthetic_name(name: str) -> SyntheticSpec:
-    """Read a data set's name, in the form that this module's docstring gives; raise UserError if it is not."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise UserError(
-            f"'{name}' is no data set: names are {COLLECTION}_{{train|val}}[_{{{'|'.join(BODIES)}}}][_{{images}}]"
-            f"[_{{width}}x{{height}}], such as {COLLECTION}_train, {COLLECTION}_val_10 or {COLLECTION}_val_4_2560x1706"
-        )
-    split, body, images, width, height = match.groups()
-    spec = SyntheticSpec(split, int(images or _IMAGES[split]), int(width or _WIDTH), int(height or _HEIGHT), body)
-    if not _SMALLEST <= min(spec.width, spec.height) <= max(spec.width, spec.height) <= _LARGEST:
-        raise UserError(
-            f"'{name}' asks for {spec.width} x {spec.height} pixels: sides may have {_SMALLEST} to {_LARGEST}"
-        )
-    return spec
 
 
 def coarse_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -105,60 +60,70 @@ def coarse_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cv2.resize(disturbed, (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
 
 
-def _write_mask(path: Path, mask: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1].tobytes())
+class SyntheticSpec(NamedTuple):
+    """What a name stands for: the split, the number of images, their width and height in pixels, the kind of body."""
+
+    split: str
+    images: int
+    width: int
+    height: int
+    body: str | None = None
 
 
-def _write(spec: SyntheticSpec, folder: Path) -> None:
-    """Draw all images of a data set into an empty folder."""
-    seed = _SEEDS[spec.split]
-    for index in tqdm(range(spec.images), desc=f"drawing {spec.folder.name}", unit="image", mininterval=1):
+class SyntheticCollection(DrawnCollection[SyntheticSpec]):
+    """The synthetic data sets of refinement."""
+
+    title = "synthetic_refinement"
+    pattern = re.compile(
+        rf"{title}_(train|val)(?:_({'|'.join(BODIES)}))?" + r"(?:_([1-9]\d*))?(?:_([1-9]\d*)x([1-9]\d*))?"
+    )
+    usage = (
+        f"{title}_{{train|val}}[_{{{'|'.join(BODIES)}}}][_{{images}}][_{{width}}x{{height}}], such as {title}_train, "
+        f"{title}_val_10 or {title}_val_4_2560x1706"
+    )
+    version = DRAWING_VERSION
+
+    def specify(self, name: str, *groups: str) -> SyntheticSpec:
+        split, body, images, width, height = groups
+        spec = SyntheticSpec(split, int(images or _IMAGES[split]), int(width or _WIDTH), int(height or _HEIGHT), body)
+        if not _SMALLEST <= min(spec.width, spec.height) <= max(spec.width, spec.height) <= _LARGEST:
+            raise UserError(
+                f"'{name}' asks for {spec.width} x {spec.height} pixels: sides may have {_SMALLEST} to {_LARGEST}"
+            )
+        return spec
+
+    def folder_name(self, spec: SyntheticSpec) -> str:
+        split = spec.split if spec.body is None else f"{spec.split}_{spec.body}"
+        return f"{split}_{spec.images}_{spec.width}x{spec.height}"
+
+    def write(self, spec: SyntheticSpec, index: int, folder: Path) -> None:
+        seed, name = SEEDS[spec.split], f"{index + 1:06d}"
         pair = draw_pair(seed, index, spec.width, spec.height, spec.body)
-        name = f"{index + 1:06d}"
         if spec.split == "train":
             write_jpeg(folder / f"{name}.jpg", pair.image)
             _write_mask(folder / f"{name}.png", pair.mask)
         else:
             write_jpeg(folder / f"{name}_im.jpg", pair.image)
             _write_mask(folder / f"{name}_gt.png", pair.mask)
-            coarse = coarse_mask(pair.mask, np.random.default_rng([seed, index, 1]))
-            _write_mask(folder / f"{name}_seg.png", coarse)
-    (folder / _VERSION_FILE).write_text(f"{DRAWING_VERSION}\n")
+            _write_mask(folder / f"{name}_seg.png", coarse_mask(pair.mask, np.random.default_rng([seed, index, 1])))
+
+    def finish(self, spec: SyntheticSpec, written: list[None], folder: Path) -> None:
+        (folder / _VERSION_FILE).write_text(f"{self.version}\n")
+
+    def read_version(self, folder: Path) -> int:
+        return int((folder / _VERSION_FILE).read_text())
+
+    def load(self, name: str, folder: Path) -> list[dict[str, Any]]:
+        return make_dicts(name, find_pairs(self.make(name, folder)), str(folder))
+
+    def metadata(self, folder: Path) -> dict[str, Any]:
+        return {"evaluator_type": "refinement"}
 
 
-def make_synthetic(name: str, folder: Path | None = None) -> Path:
-    """Return the folder of a data set, drawing it first where it is missing.
-
-    Processes may ask at once, and be interrupted (see :func:`~pixelmask.data.roots.make_folder`).
-
-    Args:
-        name: see :func:`parse_synthetic_name`.
-        folder: where the files belong, if not at the place that the name and `$DETECTRON2_DATASETS` imply.
-
-    Raises:
-        UserError: the name is malformed, or the folder holds something else or data of another drawing version.
-    """
-    spec = parse_synthetic_name(name)
-    folder = folder or spec.folder
-    make_folder(folder, lambda partial: _write(spec, partial))
-    check_version(folder, COLLECTION, lambda: int((folder / _VERSION_FILE).read_text()), DRAWING_VERSION)
-    return folder
+def _write_mask(path: Path, mask: np.ndarray) -> None:
+    path.write_bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1].tobytes())
 
 
-def _load(name: str, folder: Path) -> list[dict[str, Any]]:
-    return make_dicts(name, find_pairs(make_synthetic(name, folder)), str(folder))
-
-
-def register_synthetic(name: str) -> None:
-    """Register a data set by its name; its files are made when its dicts are first asked for.
-
-    Registering a name again changes nothing.
-
-    Raises:
-        UserError: the name is malformed.
-    """
-    folder = parse_synthetic_name(name).folder
-    if name in DatasetCatalog.list():
-        return
-    DatasetCatalog.register(name, DrawnSet(name, folder, _load))
-    MetadataCatalog.get(name).set(evaluator_type="refinement")
+SYNTHETIC = SyntheticCollection()
+is_synthetic_name, parse_synthetic_name = SYNTHETIC.owns, SYNTHETIC.parse
+make_synthetic, register_synthetic = SYNTHETIC.make, SYNTHETIC.register

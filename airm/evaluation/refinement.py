@@ -1,7 +1,6 @@
 """Detectron2's evaluator of refinement: IoU and mBA of the coarse and the refined masks, and what was gained."""
 
 import csv
-import json
 import logging
 import math
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
 from pixelmask.errors import UserError
+from pixelmask.files import whole_or_not_at_all, write_json
 from pixelmask.rle import encode
 
 from .metrics import binarize, intersection_and_union, mean_boundary_accuracies
@@ -114,15 +114,14 @@ class RefinementEvaluator(DatasetEvaluator):
         return OrderedDict(refinement=known)
 
     def _write(self, folder: Path, scores: list[ImageScores], metrics: dict[str, float | None]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         rows = [{**_identity(row), **_comparison([row])} for row in scores]
-        with open(folder / "per_image.csv", "w", newline="", encoding="utf-8") as f:
+        with whole_or_not_at_all(folder / "per_image.csv") as path, path.open("w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, rows[0])
             writer.writeheader()
             # None becomes an empty cell
             writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
         masks = [{"image_id": row.image_id, "file": row.file, "segmentation": row.rle} for row in scores]
-        (folder / MASKS).write_text(json.dumps(masks) + "\n", encoding="utf-8")
+        write_json(folder / MASKS, masks)
         without = sum(row.refined.mba is None for row in scores)
         content = {
             "dataset": self._name,
@@ -130,7 +129,7 @@ class RefinementEvaluator(DatasetEvaluator):
             "images_without_boundary": without,
             "definitions": _DEFINITIONS,
         }
-        (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "results.json", content, indent=2)
         logger.info("Wrote per_image.csv, results.json and %s to %s", MASKS, folder)
 
 

@@ -1,21 +1,20 @@
-"""Files that a refinement of instances starts from: COCO results, folders of PNG masks, and the images they are of.
+"""Files that a refinement of instances starts from: images, found by the ids of COCO files, and folders of PNG masks.
 
 An image's id is any number or string; those of results and annotations are compared as text, because some tools write
 numbers as strings.
 """
 
-import glob
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pixelmask.errors import UserError
+from pixelmask.files import find_images
 from pixelmask.images import read_mask
 from pixelmask.rle import encode
 
-from ..data.pairs import COARSE, EXTENSIONS, IMAGE
+from ..data.pairs import COARSE, IMAGE
 
 
 class InstanceImage(NamedTuple):
@@ -28,79 +27,17 @@ class InstanceImage(NamedTuple):
     """Whether the id says no more than the place in the list."""
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; raise a :class:`UserError` if it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    except ValueError as e:
-        raise UserError(f"{path} is not valid JSON: {e}") from None
-
-
-def read_results(path: str | Path) -> list[dict[str, Any]]:
-    """Read COCO results with masks: a list of objects with "image_id", "segmentation", and mostly "score".
-
-    The masks themselves are checked with their image (:func:`~pixelmask.rle.to_rle`).
+def find_instance_images(inputs: Sequence[str]) -> list[Path]:
+    """Return the image files of :func:`~pixelmask.files.find_images`; those of a folder of BIG's layout are NAME_im.
 
     Raises:
-        UserError: if the file is missing or damaged, or holds something else.
-    """
-    content = read_json(path)
-    if not isinstance(content, list):
-        keys = isinstance(content, dict) and "annotations" in content
-        hint = '. It seems to be an annotation file, whose "annotations" are such a list' if keys else ""
-        raise UserError(f"{path} does not hold COCO results, a list of objects, but a {type(content).__name__}{hint}")
-    for i, result in enumerate(content):
-        if not isinstance(result, dict) or "image_id" not in result:
-            raise UserError(f'{path} does not hold COCO results: entry {i} is no object with an "image_id"')
-        if "segmentation" not in result:
-            raise UserError(f'{path}: entry {i} has no "segmentation"; boxes alone cannot be refined')
-        score = result.get("score", 1)
-        if not isinstance(score, (int, float)) or score != score:  # NaN has no place in the order of scores
-            raise UserError(f"{path}: entry {i} has the score {score!r}, which is no number")
-    return content
-
-
-def read_annotations(path: str | Path) -> dict[str, Any]:
-    """Read a COCO annotation file; "annotations" may be missing, as in the images.json of tools/demo.py.
-
-    Raises:
-        UserError: if the file is missing or damaged, or its images have no file_name, height, width and id of their
-            own.
-    """
-    content = read_json(path)
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list) or not all(
-        isinstance(image, dict) and {"id", "file_name", "height", "width"} <= image.keys() for image in images
-    ):
-        raise UserError(f'{path} is no COCO annotation file: it has no "images" with id, file_name, height and width')
-    ids = [str(image["id"]) for image in images]
-    if len(set(ids)) < len(ids):
-        twice = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])
-        raise UserError(f"{path} has two images with the id {twice}")
-    return content
-
-
-def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Return the image files that paths, folders (at any depth) and glob patterns stand for, each once.
-
-    In a folder of BIG's layout these are the files NAME_im.
-
-    Raises:
-        UserError: for one that stands for no file.
+        UserError: for an input that stands for no file.
     """
     found: dict[Path, None] = {}
     for text in inputs:
-        root = Path(text)
-        if root.is_dir():
-            files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()]
-            files = [path for path in files if path.stem.endswith(IMAGE)] or files
-        else:
-            files = [root] if root.is_file() else [Path(path) for path in sorted(glob.glob(text, recursive=True))]
-        if not files:
-            raise UserError(f"{text}: {'a folder without images' if root.is_dir() else 'no such image'}")
-        found.update(dict.fromkeys(files))
+        files = find_images([text])
+        of_big = [path for path in files if path.stem.endswith(IMAGE)] if Path(text).is_dir() else []
+        found.update(dict.fromkeys(of_big or files))
     return list(found)
 
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from pixelmask.errors import UserError
+from pixelmask.files import write_text
 
 
 class Progress:
@@ -38,7 +39,7 @@ class Progress:
                 )
             self.done = {str(entry["image_id"]): entry for entry in entries}
         # Without what an interruption may have left of a line
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines or [about]))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines or [about]))
         self._file = path.open("a")
 
     def add(self, image_id: Any, **of_image: Any) -> None:

@@ -4,19 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pixelmask.data.coco_file import CocoFile, read_coco, read_results
 from pixelmask.errors import UserError
 
-from .evaluation import Truth, check_results, check_truth
 from .files import (
     InstanceImage,
-    find_images,
+    find_instance_images,
     images_of_annotations,
     images_of_results,
     number_images,
-    read_annotations,
     read_png_folder,
-    read_results,
 )
+
+
+def read_truth(path: str) -> CocoFile:
+    """Read a COCO file of images, perhaps with annotations; these have masks then, and results can be compared with it.
+
+    Raises:
+        UserError: if it is missing or no JSON, or naming its first fault.
+    """
+    return CocoFile(path, read_coco(path, required=["images"], integer_ids=False, boxes=False, masks=True))
 
 
 class Work(NamedTuple):
@@ -24,7 +31,7 @@ class Work(NamedTuple):
 
     images: list[InstanceImage]
     results: list[dict[str, Any]] | None
-    truth: Truth | None
+    truth: CocoFile | None
     from_json: bool
     """Whether the results are a JSON file; an image without results is then not to be read."""
 
@@ -33,21 +40,18 @@ class Work(NamedTuple):
         """
         Args:
             inputs: images, folders of them, or glob patterns.
-            masks: COCO results or a folder of PNG masks, see :func:`~.instance_files.read_png_folder`; None for none.
+            masks: COCO results or a folder of PNG masks, see :func:`~.files.read_png_folder`; None for none.
             annotations: COCO JSON of the images, with ground truth or without; None for none.
 
         Raises:
             UserError: if a file cannot be used, or they do not fit together.
         """
-        truth = Truth(annotations, read_annotations(annotations)) if annotations else None
-        if truth is not None:
-            check_truth(truth)
-        files = find_images(inputs)
+        truth = read_truth(annotations) if annotations else None
+        files = find_instance_images(inputs)
         if masks and not Path(masks).is_dir():
-            results = read_results(masks)
+            results = read_results(masks, truth)
             if truth is None:
                 return cls(images_of_results(results, files), results, None, True)
-            check_results(results, truth)
             present = {str(result["image_id"]) for result in results}
             images = images_of_annotations(truth.content, files)
             return cls([image for image in images if str(image.id) in present], results, truth, True)

@@ -11,7 +11,6 @@ anew when an annotation file changes. Where that folder cannot be written, it is
 """
 
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -30,7 +29,8 @@ from tqdm import tqdm
 
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
-from pixelmask.files import whole_or_not_at_all
+from pixelmask.files import read_json, write_json
+from pixelmask.rle import encode
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ class CityscapesSplit(NamedTuple):
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(path)):  # processes that start together wait for the first
             if _read_version(path) != version:
-                _write_json(path, {"info": {"version": version}, **self._coco(frames)})
+                write_json(path, {"info": {"version": version}, **self._coco(frames)})
+                logger.info("wrote the masks of %d images to %s", len(frames), path)
         return load_coco_json(str(path), str(self.image_dir), self.name)
 
     def check(self) -> list[str]:
@@ -201,10 +202,10 @@ def _annotations(ids: np.ndarray) -> Iterator[dict[str, Any]]:
         category = categories.get(instance_id if is_group else instance_id // 1000)
         if category is None:
             continue
-        rle = mask_util.encode((ids == instance_id).view(np.uint8))
+        rle = encode(ids == instance_id)
         yield {
             "category_id": category,
-            "segmentation": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
+            "segmentation": rle,
             "bbox": mask_util.toBbox(rle).tolist(),
             "area": int(mask_util.area(rle)),
             "iscrowd": int(is_group),
@@ -234,12 +235,6 @@ def _fingerprint(paths: list[Path]) -> str:
 
 def _read_version(path: Path) -> str | None:
     try:
-        return json.loads(path.read_text())["info"]["version"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(path)["info"]["version"]
+    except (UserError, KeyError, TypeError):
         return None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_or_not_at_all(path) as temporary:
-        temporary.write_text(json.dumps(content))
-    logger.info("wrote the masks of %d images to %s", len(content["images"]), path)

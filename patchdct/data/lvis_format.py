@@ -5,13 +5,15 @@ file: each image tells which categories are verified to be absent (neg_category_
 annotated (not_exhaustive_category_ids).
 """
 
-import json
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pixelmask.data.coco_file import find_faults
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
+from pixelmask.files import read_json
 
 from .lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
 
@@ -38,13 +40,9 @@ def read_lvis(path: Path | str) -> dict[str, Any]:
     Raises:
         UserError: if it is missing or no JSON, or naming the first of its entries that lacks what evaluation needs.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read LVIS annotations {path}: {e.strerror}") from None
-    except ValueError as e:
-        raise UserError(f"{path} is not valid JSON: {e}") from None
-    fault = next(_find_faults(content), None)
+    content = read_json(path)
+    faults = find_faults(content, ("images", "categories", "annotations"), file_names=False, boxes=False)
+    fault = next(itertools.chain(faults, _find_faults(content)), None)
     if fault:
         raise UserError(f"{path} is not an LVIS annotation file: {fault}")
     return content
@@ -64,34 +62,19 @@ def read_cocofied(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def _find_faults(content: Any) -> Iterator[str]:
-    if not isinstance(content, dict):
-        yield f"it holds a {type(content).__name__}, not images, annotations and categories"
-        return
-    ids: dict[str, set[int]] = {}
-    for key in ("images", "categories", "annotations"):
-        entries = content.get(key)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            yield f"it has no list of {key!r}"
-            return
-        ids[key] = {entry["id"] for entry in entries if isinstance(entry.get("id"), int)}
-        if len(ids[key]) < len(entries):
-            yield f"its {key!r} have ids that come twice, or are no integers"
+def _find_faults(content: dict[str, Any]) -> Iterator[str]:
+    """Describe what a COCO file lacks to be one of LVIS."""
+    ids = {category["id"] for category in content["categories"]}
     for image in content["images"]:
-        if not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("height", "width")):
-            yield f"image {image['id']} has no height and width in pixels"
         for key in _LISTS_OF_IMAGE:
             listed = image.get(key)
             if not isinstance(listed, list):
                 yield f"image {image['id']} has no list of {key}, which COCO's own files do not have either"
-            elif not ids["categories"].issuperset(listed):
+            elif not ids.issuperset(listed):
                 yield f"image {image['id']} has {key} that are no category's"
     for category in content["categories"]:
         if category.get("frequency") not in _FREQUENCIES or not isinstance(category.get("synset"), str):
             yield f"category {category['id']} has no synset, or no frequency of {', '.join(_FREQUENCIES)}"
     for annotation in content["annotations"]:
-        for key, of in (("image_id", "images"), ("category_id", "categories")):
-            if annotation.get(key) not in ids[of]:
-                yield f"annotation {annotation['id']} has the {key} {annotation.get(key)}, which is none of its {of!r}"
         if not annotation.get("segmentation") or not isinstance(annotation.get("area"), (int, float)):
             yield f"annotation {annotation['id']} has no mask, or no area"

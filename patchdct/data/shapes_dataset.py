@@ -10,29 +10,26 @@ A smaller data set of the same split and size holds the first images of a larger
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from tqdm import tqdm
 
-from pixelmask.data.roots import DrawnSet, check_version, datasets_root, make_folder, write_jpeg
+from pixelmask.cli import run
+from pixelmask.data.drawn import SEEDS, DrawnCollection, write_jpeg
 from pixelmask.errors import UserError
+from pixelmask.files import read_json, write_json
+from pixelmask.rle import encode
 
 from .shapes import DRAWING_VERSION, SHAPES_CLASSES, draw_scene
 
-__all__ = ["SHAPES_CLASSES", "ShapesSpec", "make_shapes", "parse_shapes_name", "register_shapes"]
+__all__ = ["SHAPES", "SHAPES_CLASSES", "is_shapes_name", "make_shapes", "parse_shapes_name", "register_shapes"]
 
-_NAME = re.compile(r"shapes_(train|val)(?:_([1-9]\d*))?(?:_([1-9]\d*)px)?")
 _IMAGES = {"train": 2000, "val": 200}
-_SEEDS = {"train": 1, "val": 2}
 _SIZE, _SMALLEST, _LARGEST = 256, 64, 4096
 
 
@@ -43,112 +40,73 @@ class ShapesSpec(NamedTuple):
     images: int
     size: int
 
-    @property
-    def folder(self) -> Path:
-        """Where the files are; `$DETECTRON2_DATASETS` is read at each call, as ./datasets where it is not set."""
-        return datasets_root() / "shapes" / f"{self.split}_{self.images}_{self.size}px"
 
+class ShapesCollection(DrawnCollection[ShapesSpec]):
+    """The data sets of shapes. Masks are RLE: models need `INPUT.MASK_FORMAT: bitmask`."""
 
-def is_shapes_name(name: str) -> bool:
-    """Tell whether a data set name claims to be one of shapes, be it well-formed or not."""
-    return name == "shapes" or name.startswith("shapes_")
+    title = "shapes"
+    pattern = re.compile(r"shapes_(train|val)(?:_([1-9]\d*))?(?:_([1-9]\d*)px)?")
+    usage = "shapes_{train|val}[_{images}][_{size}px], such as shapes_train, shapes_val_100 or shapes_train_600_512px"
+    version = DRAWING_VERSION
 
+    def specify(self, name: str, *groups: str) -> ShapesSpec:
+        split, images, size = groups
+        spec = ShapesSpec(split, int(images or _IMAGES[split]), int(size or _SIZE))
+        if not _SMALLEST <= spec.size <= _LARGEST:
+            raise UserError(f"'{name}' asks for images of {spec.size} pixels: shapes has {_SMALLEST} to {_LARGEST}")
+        return spec
 
-def parse_shapes_name(name: str) -> ShapesSpec:
-    """Read a name `shapes_{train|val}[_{images}][_{size}px]`; raise UserError where it is not one."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise UserError(
-            f"'{name}' is no data set: names are shapes_{{train|val}}[_{{images}}][_{{size}}px], "
-            "such as shapes_train, shapes_val_100 or shapes_train_600_512px"
-        )
-    split, images, size = match.groups()
-    spec = ShapesSpec(split, int(images or _IMAGES[split]), int(size or _SIZE))
-    if not _SMALLEST <= spec.size <= _LARGEST:
-        raise UserError(f"'{name}' asks for images of {spec.size} pixels: shapes has {_SMALLEST} to {_LARGEST}")
-    return spec
+    def folder_name(self, spec: ShapesSpec) -> str:
+        return f"{spec.split}_{spec.images}_{spec.size}px"
 
-
-def _annotation(mask: np.ndarray, label: int, image_id: int, annotation_id: int) -> dict[str, Any]:
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": label + 1,
-        "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
-        "bbox": mask_util.toBbox(rle).tolist(),
-        "area": int(mask_util.area(rle)),
-        "iscrowd": 0,
-    }
-
-
-def _write(spec: ShapesSpec, folder: Path) -> None:
-    """Draw all images of a data set into an empty folder, and write the annotations last."""
-    (folder / "images").mkdir()
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for index in tqdm(range(spec.images), desc=f"drawing {spec.folder.name}", unit="image", mininterval=1):
-        scene = draw_scene(_SEEDS[spec.split], index, spec.size)
-        file_name = f"{index + 1:06d}.jpg"
-        write_jpeg(folder / "images" / file_name, scene.image)
-        images.append({"id": index + 1, "file_name": file_name, "height": spec.size, "width": spec.size})
+    def write(self, spec: ShapesSpec, index: int, folder: Path) -> list[dict[str, Any]]:
+        """Write an image; return its annotations, without ids of their own."""
+        scene = draw_scene(SEEDS[spec.split], index, spec.size)
+        (folder / "images").mkdir(exist_ok=True)
+        write_jpeg(folder / "images" / _file_name(index), scene.image)
+        annotations = []
         for mask, label in zip(scene.masks, scene.classes.tolist(), strict=True):
-            annotations.append(_annotation(mask, label, index + 1, len(annotations) + 1))
-    content = {
-        "info": {"description": "shapes, a synthetic data set", "drawing_version": DRAWING_VERSION},
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(SHAPES_CLASSES, 1)],
-    }
-    (folder / "annotations.json").write_text(json.dumps(content))
+            rle = encode(mask)
+            box, area = mask_util.toBbox(rle).tolist(), int(mask_util.area(rle))
+            entry = {"image_id": index + 1, "category_id": label + 1, "segmentation": rle}
+            annotations.append({**entry, "bbox": box, "area": area, "iscrowd": 0})
+        return annotations
+
+    def finish(self, spec: ShapesSpec, written: list[list[dict[str, Any]]], folder: Path) -> None:
+        size = {"height": spec.size, "width": spec.size}
+        annotations = [annotation for of_image in written for annotation in of_image]
+        content = {
+            "info": {"description": "shapes, a synthetic data set", "drawing_version": self.version},
+            "images": [{"id": i + 1, "file_name": _file_name(i), **size} for i in range(spec.images)],
+            "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, 1)],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(SHAPES_CLASSES, 1)],
+        }
+        write_json(folder / "annotations.json", content)
+
+    def read_version(self, folder: Path) -> Any:
+        return read_json(folder / "annotations.json")["info"]["drawing_version"]
+
+    def load(self, name: str, folder: Path) -> list[dict[str, Any]]:
+        self.make(name, folder)
+        return load_coco_json(str(folder / "annotations.json"), str(folder / "images"), name)
+
+    def metadata(self, folder: Path) -> dict[str, Any]:
+        return {
+            "json_file": str(folder / "annotations.json"),
+            "image_root": str(folder / "images"),
+            "evaluator_type": "coco",
+            "thing_classes": list(SHAPES_CLASSES),
+            "thing_dataset_id_to_contiguous_id": {i + 1: i for i in range(len(SHAPES_CLASSES))},
+        }
 
 
-def make_shapes(name: str, folder: Path | None = None) -> Path:
-    """Return the folder of a data set, drawing it first where it is missing.
-
-    Processes may ask at once, and be interrupted (see :func:`~pixelmask.data.roots.make_folder`).
-
-    Args:
-        name: see :func:`parse_shapes_name`.
-        folder: where the files belong, if not at the place that the name and `$DETECTRON2_DATASETS` imply.
-
-    Raises:
-        UserError: the name is malformed, or the folder holds something else or data of another drawing version.
-    """
-    spec = parse_shapes_name(name)
-    folder = folder or spec.folder
-    annotations = folder / "annotations.json"
-    make_folder(folder, lambda partial: _write(spec, partial))
-    check_version(
-        folder, "shapes", lambda: json.loads(annotations.read_text())["info"]["drawing_version"], DRAWING_VERSION
-    )
-    return folder
+def _file_name(index: int) -> str:
+    return f"{index + 1:06d}.jpg"
 
 
-def _load(name: str, folder: Path) -> list[dict[str, Any]]:
-    make_shapes(name, folder)
-    return load_coco_json(str(folder / "annotations.json"), str(folder / "images"), name)
-
-
-def register_shapes(name: str) -> None:
-    """Register a data set of shapes by its name; its files are made when its dicts are first asked for.
-
-    Registering a name again changes nothing. Masks are RLE: models need `INPUT.MASK_FORMAT: bitmask`.
-
-    Raises:
-        UserError: the name is malformed.
-    """
-    folder = parse_shapes_name(name).folder
-    if name in DatasetCatalog.list():
-        return
-    DatasetCatalog.register(name, DrawnSet(name, folder, _load))
-    MetadataCatalog.get(name).set(
-        json_file=str(folder / "annotations.json"),
-        image_root=str(folder / "images"),
-        evaluator_type="coco",
-        thing_classes=list(SHAPES_CLASSES),
-        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(SHAPES_CLASSES))},
-    )
+SHAPES = ShapesCollection()
+is_shapes_name, parse_shapes_name = SHAPES.owns, SHAPES.parse
+make_shapes, register_shapes = SHAPES.make, SHAPES.register
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -160,6 +118,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from pixelmask.cli import run
-
     run(main)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from lvis import LVIS, LVISEval
-from pycocotools import mask as mask_util
 
 from pixelmask.engine.compat import numpy_float
 from pixelmask.errors import UserError
-from pixelmask.evaluation.boundary import rle_to_boundary
+from pixelmask.evaluation.matching import boundary_overlaps
+from pixelmask.rle import to_rle
 
 from ..data.lvis_format import read_lvis
 
@@ -35,7 +35,7 @@ class Truth(LVIS):
         read: reads and checks it: :func:`patchdct.data.lvis_format.read_lvis` or ``read_cocofied``.
 
     Raises:
-        UserError: those of ``read``, and for polygons that make no mask, or an RLE of another image's size.
+        UserError: those of ``read``, and for an RLE whose runs do not fill its image.
     """
 
     def __init__(self, path: Path | str, read: Callable[[Path | str], dict[str, Any]] = read_lvis):
@@ -44,11 +44,9 @@ class Truth(LVIS):
         for number, annotation in self.anns.items():
             image = self.imgs[annotation["image_id"]]
             try:
-                rle = annotation["segmentation"] = self.ann_to_rle(annotation)
-            except Exception as e:  # pycocotools raises plain Exceptions too
-                raise UserError(f"{path}: the mask of annotation {number} cannot be read: {e}") from None
-            if list(rle["size"]) != [image["height"], image["width"]]:
-                raise UserError(f"{path}: the mask of annotation {number} is not of its image's size")
+                annotation["segmentation"] = to_rle(annotation["segmentation"], image["height"], image["width"])
+            except ValueError as e:
+                raise UserError(f"{path}: annotation {number} {e}") from None
 
 
 class MaskEval(LVISEval):
@@ -75,10 +73,9 @@ class BoundaryEval(MaskEval):
         overlapping = ious >= self.params.iou_thrs.min()
         rows, columns = (np.flatnonzero(overlapping.any(axis)) for axis in (1, 0))
         if len(rows):
-            found = [rle_to_boundary(detections[order[row]]["segmentation"]) for row in rows]
-            true = [rle_to_boundary(objects[column]["segmentation"]) for column in columns]
-            block = np.ix_(rows, columns)
-            ious[block] = np.minimum(ious[block], mask_util.iou(found, true, [0] * len(true)))
+            found, true = [detections[order[row]] for row in rows], [objects[column] for column in columns]
+            masks = [[thing["segmentation"] for thing in things] for things in (found, true)]
+            ious[np.ix_(rows, columns)] = boundary_overlaps(masks[0], masks[1])
         return ious
 
 

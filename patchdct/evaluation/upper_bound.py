@@ -3,7 +3,7 @@
 Letters: D detections of an image, R of them with an object, M side of a mask.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from pycocotools import mask as mask_util
 from torch import Tensor
 from tqdm import tqdm
 
-from pixelmask.evaluation import COCOInstanceEvaluator
+from pixelmask.evaluation.coco import ResultsEvaluator
+from pixelmask.evaluation.matching import match
 
 from ..dct import DCTMaskCodec
 from ..patches import assemble_patches, classify_patches, fill_uniform_patches, split_into_patches
@@ -24,7 +25,6 @@ from ..patches import assemble_patches, classify_patches, fill_uniform_patches, 
 MASK_SIZE = 112
 # Side of a patch and elements of its vector, in the order of the paper's table
 REPRESENTATIONS = ((1, 1), (8, 3), (8, 6), (8, 9), (8, 12), (112, 200), (112, 300))
-MATCHING_IOU = 0.5
 
 
 def reconstruct(masks: Tensor, codec: DCTMaskCodec) -> Tensor:
@@ -90,18 +90,12 @@ class ImageMasks:
         """
         results = sorted(results, key=lambda result: -result["score"])
         objects = objects_of(record)
-        iou = pairwise_iou(Boxes(boxes_of(results)), Boxes(boxes_of(objects)))
-        classes = [torch.tensor([e["category_id"] for e in entries]) for entries in (results, objects)]
-        iou[classes[0][:, None] != classes[1]] = 0
-        matched, owners, others = [], [], []
-        for i, result in enumerate(results):
-            best = int(iou[i].argmax()) if objects else -1
-            if best < 0 or iou[i, best] < MATCHING_IOU:
-                others.append(result)
-                continue
-            matched.append(result)
-            owners.append(objects[best])
-            iou[:, best] = 0
+        ious = pairwise_iou(Boxes(boxes_of(results)), Boxes(boxes_of(objects))).numpy()
+        classes = [[entry["category_id"] for entry in entries] for entries in (results, objects)]
+        found = list(zip(results, match(ious, (classes[0], classes[1])), strict=True))
+        matched = [result for result, index in found if index is not None]
+        owners = [objects[index] for _, index in found if index is not None]
+        others = [result for result, index in found if index is None]
         return cls._pack(record, matched, owners, others)
 
     @classmethod
@@ -139,14 +133,6 @@ class ImageMasks:
         return instances_to_coco_json(instances, self.record["image_id"]) + [dict(result) for result in self.others]
 
 
-class _ResultsEvaluator(COCOInstanceEvaluator):
-    """Takes COCO results instead of a model's output."""
-
-    def process(self, inputs: Iterable[dict[str, Any]], outputs: Iterable[list[dict[str, Any]]]) -> None:
-        for record, results in zip(inputs, outputs, strict=True):
-            self._predictions.append({"image_id": record["image_id"], "instances": results})
-
-
 def upper_bounds(
     dataset_name: str, records: list[dict[str, Any]], results: dict[Any, list[dict[str, Any]]] | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -157,7 +143,7 @@ def upper_bounds(
         records: its dicts.
         results: detections by image id (see :meth:`ImageMasks.of_detections`); None takes the ground truth's boxes.
     """
-    evaluator = _ResultsEvaluator(dataset_name, tasks=("segm", "boundary"), distributed=False)
+    evaluator = ResultsEvaluator(dataset_name, tasks=("segm", "boundary"), distributed=False)
     images = [
         ImageMasks.of_truth(record)
         if results is None
@@ -168,7 +154,7 @@ def upper_bounds(
         codec = DCTMaskCodec(patch_size, vector_dim)
         evaluator.reset()
         for image in tqdm(images, desc=f"{patch_size} x {patch_size}, {vector_dim}", unit="image"):
-            evaluator.process([image.record], [image.results(codec)])
+            evaluator.process([image.record["image_id"]], [image.results(codec)])
         metrics = evaluator.evaluate()
         row = {"resolution": MASK_SIZE, "patch_size": patch_size, "dim": vector_dim}
         yield {**row, "AP": metrics["segm"]["AP"], "AP_B": metrics["boundary"]["AP"]}

@@ -7,7 +7,6 @@ the files and folders are looked for, and their large JSON files are examined on
 
 import difflib
 import functools
-import json
 import logging
 import math
 import os
@@ -19,21 +18,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ..errors import UserError
-from .roots import DrawnSet
+from .coco_file import read_coco
+from .drawn import DrawnSet
+from .roots import describe_root, expand_path
 
 logger = logging.getLogger(__name__)
 
 MAX_IMAGES_LOOKED_FOR = 5000
 # Metadata of Detectron2's own data sets that are paths
 PATH_KEYS = (
-    "json_file",
-    "image_root",
-    "image_dir",
-    "gt_dir",
-    "dirname",
-    "sem_seg_root",
-    "panoptic_root",
-    "panoptic_json",
+    *("json_file", "image_root", "image_dir", "gt_dir", "dirname"),
+    *("sem_seg_root", "panoptic_root", "panoptic_json"),
 )
 ARCHITECTURES_WITH_ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN")
 
@@ -93,8 +88,7 @@ def register_coco_format(name: str, json_file: str, image_root: str) -> None:
     Raises:
         UserError: if the name stands for other files.
     """
-    paths = [os.path.expandvars(os.path.expanduser(path)) for path in (json_file, image_root)]
-    dataset = CocoFormat(name, *paths)
+    dataset = CocoFormat(name, expand_path(json_file), expand_path(image_root))
     known = DatasetCatalog.data.get(name)
     if known == dataset:
         return
@@ -181,11 +175,9 @@ def check_dataset(cfg: CfgNode, name: str, split: str) -> None:
 def _check_path(name: str, path: str | None) -> None:
     if path is None or "://" in path or os.path.exists(path):
         return
-    root = os.environ.get("DETECTRON2_DATASETS")
-    found = f"DETECTRON2_DATASETS is {root}" if root else "DETECTRON2_DATASETS is not set, so that ./datasets is used"
     raise UserError(
-        f"data set {name} needs {path}, which does not exist; {found}. Set it to the folder of your data sets "
-        "(their layout is in datasets/README.md)"
+        f"data set {name} needs {path}, which does not exist; {describe_root()}. Set it to the folder of your data "
+        "sets (their layout is in datasets/README.md)"
     )
 
 
@@ -218,14 +210,7 @@ def check_coco_file(json_file: str, image_root: str) -> CocoSummary:
 
 @functools.lru_cache
 def _check_coco_file(json_file: str, image_root: str, modified: int) -> CocoSummary:
-    try:
-        with open(json_file, encoding="utf-8") as f:
-            content = json.load(f)
-    except ValueError as e:
-        raise UserError(f"{json_file} is not valid JSON: {e}") from None
-    fault = _find_fault(content)
-    if fault:
-        raise UserError(f"{json_file} is not a COCO annotation file: {fault}")
+    content = read_coco(json_file)
     _check_images(json_file, image_root, [image["file_name"] for image in content["images"]])
     trainable = [a for a in content.get("annotations", ()) if not a.get("iscrowd", 0)]
     return CocoSummary(
@@ -244,81 +229,3 @@ def _check_images(json_file: str, image_root: str, names: Sequence[str]) -> None
             f"{len(missing)} of {len(looked_for)} images that {json_file} lists and were looked for are not in "
             f"{image_root}, the first is {missing[0]}; correct the image folder in DATASETS.COCO_FORMAT"
         )
-
-
-def _find_fault(content: Any) -> str | None:
-    """Describe the first fault of a parsed COCO JSON; "annotations" may be missing, as they are for test sets."""
-    if not isinstance(content, dict):
-        return f"it holds a {type(content).__name__} (perhaps it has results?), not images, annotations and categories"
-    for key in ("images", "categories", "annotations"):
-        if key not in content:
-            if key != "annotations":
-                return f"it has no {key!r}"
-        elif not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
-            return f"its {key!r} are not a list of objects"
-        elif not content[key] and key != "annotations":
-            return f"its list of {key!r} is empty"
-        else:
-            fault = _find_id_fault(key, [entry.get("id") for entry in content[key]])
-            if fault:
-                return fault
-    for image in content["images"]:
-        if not isinstance(image.get("file_name"), str):
-            return f"image {image['id']} has no file_name"
-        if not all(isinstance(image.get(side), (int, float)) and image[side] > 0 for side in ("height", "width")):
-            return f"image {image['id']} has no height and width in pixels"
-    for category in content["categories"]:
-        if not isinstance(category.get("name"), str):
-            return f"category {category['id']} has no name"
-    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    for annotation in content.get("annotations", ()):
-        fault = _find_annotation_fault(annotation, sizes, categories)
-        if fault:
-            return f"annotation {annotation['id']} {fault}"
-    return None
-
-
-def _find_id_fault(key: str, ids: Sequence[Any]) -> str | None:
-    seen = set()
-    for number in ids:
-        if not isinstance(number, int):
-            return f"an id of its {key!r} is {number!r}, not an integer"
-        if number in seen:
-            return f"the id {number} comes twice in its {key!r}"
-        seen.add(number)
-    return None
-
-
-def _find_annotation_fault(annotation: dict[str, Any], sizes: dict[int, list[int]], categories: set[int]) -> str | None:
-    if annotation.get("image_id") not in sizes:
-        return f"has the image_id {annotation.get('image_id')}, which is no image's"
-    if annotation.get("category_id") not in categories:
-        return f"has the category_id {annotation.get('category_id')}, which is no category's"
-    if annotation.get("ignore", 0):
-        return "is marked 'ignore', which Detectron2 does not support; 'iscrowd' is ignored in evaluation"
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
-        return f"has the bbox {box}, not four numbers: left, top, width, height"
-    segmentation = annotation.get("segmentation", [])
-    if isinstance(segmentation, dict):
-        if segmentation.get("size") != sizes[annotation["image_id"]] or "counts" not in segmentation:
-            return f"has an RLE mask whose size is not its image's [height, width] {sizes[annotation['image_id']]}"
-        return None
-    if not isinstance(segmentation, list):
-        return "has a segmentation that is neither a list of polygons nor an RLE"
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or not _are_numbers(polygon):
-            return "has a segmentation that is not a list of polygons [x, y, x, y, ...]"
-        if len(polygon) % 2:
-            return f"has a polygon of {len(polygon)} coordinates, an odd number"
-        if len(polygon) < 6:
-            return f"has a polygon of {len(polygon) // 2} points; at least 3 are needed"
-    return None
-
-
-def _are_numbers(values: list[Any]) -> bool:
-    try:
-        return math.isfinite(sum(values))
-    except TypeError:
-        return False

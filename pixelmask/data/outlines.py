@@ -1,20 +1,26 @@
-"""Outlines."""
+"""The drawing kit of synthetic data: outlines of smooth and jagged objects, their coverage of pixels, and noise.
+
+An outline is a list of (polygon, fills): (K, 2) float points x, y, painted one after the other; a polygon that does not
+fill cuts a hole. What is drawn depends on the generators alone. Any change of a result changes the data sets that were
+drawn with it: their drawing version is to be raised then.
+"""
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
 Outline = list[tuple[np.ndarray, bool]]
-
-
 Window = tuple[slice, slice]  # rows and columns
+SUPERSAMPLING = 4  # samples of coverage along each side of a pixel
 
 
 def polar(radius: np.ndarray | float, angle: np.ndarray) -> np.ndarray:
+    """Return the (K, 2) points at radii, one or K, and K angles in radians."""
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
 def circle(x: float, y: float, radius: float) -> np.ndarray:
+    """Return a circle as (40, 2) points."""
     return polar(radius, np.linspace(0, 2 * np.pi, 40, endpoint=False)) + (x, y)
 
 
@@ -69,6 +75,3 @@ def fractal_noise(rng: Generator, size: int, cells: int) -> np.ndarray:
         noise = noise + np.float32(weight) * rng.standard_normal((cells, cells), dtype=np.float32)
         cells, weight = 2 * cells, 0.6 * weight
     return cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
-
-
-SUPERSAMPLING = 4

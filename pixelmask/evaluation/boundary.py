@@ -64,9 +64,10 @@ def rle_to_boundary(rle: dict[str, Any], dilation_ratio: float = DILATION_RATIO)
     return mask_util.encode(pixels)
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
+def mask_iou(a: np.ndarray, b: np.ndarray, if_empty: float = 0.0) -> float:
+    """Return the IoU of two boolean masks of one shape; ``if_empty`` where neither has a pixel."""
     union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0
+    return np.count_nonzero(a & b) / union if union else if_empty
 
 
 def boundary_iou(gt: np.ndarray, pred: np.ndarray, dilation_ratio: float = DILATION_RATIO) -> float:
@@ -81,5 +82,5 @@ def boundary_iou(gt: np.ndarray, pred: np.ndarray, dilation_ratio: float = DILAT
     Returns:
         A value in [0, 1]; 0 where both masks are empty.
     """
-    boundaries = [mask_to_boundary(mask, dilation_ratio) for mask in (gt, pred)]
-    return min(_iou(gt != 0, pred != 0), _iou(*boundaries))
+    of_boundaries = mask_iou(mask_to_boundary(gt, dilation_ratio), mask_to_boundary(pred, dilation_ratio))
+    return min(mask_iou(gt != 0, pred != 0), of_boundaries)

@@ -1,13 +1,14 @@
 """Detectron2's COCO evaluator with Boundary AP beside box and mask AP, computed by faster-coco-eval."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from detectron2.evaluation import COCOEvaluator
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as mask_util
 
+from ..rle import to_rle
 from .boundary import DILATION_RATIO, rle_to_boundary
 from .submission import write_submission
 
@@ -129,6 +130,14 @@ class COCOInstanceEvaluator(COCOEvaluator):
         return evaluation
 
 
+class ResultsEvaluator(COCOInstanceEvaluator):
+    """Takes image ids and their COCO results, with classes for category ids, in place of a model's input and output."""
+
+    def process(self, inputs: Iterable[Any], outputs: Iterable[list[dict[str, Any]]]) -> None:
+        for image_id, results in zip(inputs, outputs, strict=True):
+            self._predictions.append({"image_id": image_id, "instances": results})
+
+
 class _GroundTruth(NamedTuple):
     """A COCO JSON as the library wants it, and the numbers that it has for image ids.
 
@@ -157,7 +166,4 @@ def _area(annotation: dict[str, Any], height: int, width: int) -> float:
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return annotation["bbox"][2] * annotation["bbox"][3]
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
-        return float(mask_util.area(segmentation))
-    rles = mask_util.frPyObjects(segmentation, height, width)
-    return float(mask_util.area(mask_util.merge(rles) if isinstance(rles, list) else rles))
+    return float(mask_util.area(to_rle(segmentation, height, width)))

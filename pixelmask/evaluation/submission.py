@@ -10,8 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..data.coco_file import CocoFile, check_results
 from ..errors import UserError
 from ..files import whole_or_not_at_all
+from ..rle import check_mask
 
 logger = logging.getLogger(__name__)
 
@@ -74,17 +76,12 @@ def _entry(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(results: Sequence[dict[str, Any]], dataset: dict[str, Any], json_file: str) -> None:
-    sizes = {image["id"]: [image["height"], image["width"]] for image in dataset["images"]}
-    categories = {category["id"] for category in dataset["categories"]}
-    for result in results:
-        image_id = result["image_id"]
-        if image_id not in sizes or result["category_id"] not in categories:
-            raise UserError(
-                f"a detection has the image_id {image_id} and the category_id {result['category_id']}, but {json_file} "
-                "has no such image or category; is it of another data set?"
-            )
-        size = result.get("segmentation", {}).get("size", sizes[image_id])
-        if list(size) != sizes[image_id]:
-            raise UserError(
-                f"image {image_id} has a mask of {size} pixels (height, width), but {json_file} says {sizes[image_id]}"
-            )
+    truth = CocoFile(json_file, {"annotations": [], **dataset})  # the server, which has some, wants scores and classes
+    check_results(results, truth, "the detections")
+    images = truth.images
+    for number, result in enumerate(results):
+        image = images[str(result["image_id"])]
+        try:
+            check_mask(result.get("segmentation", []), image["height"], image["width"])
+        except ValueError as e:
+            raise UserError(f"the detections: result {number} of image {image['id']} {e} in {json_file}") from None

@@ -13,15 +13,7 @@ from pixelmask.errors import UserError
 COUNTS = {"msra10k": 10_000, "duts_tr": 10_553, "duts_te": 5_019, "ecssd": 1_000, "fss1000": 10_000}
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    """An empty root of data sets, and a catalog that forgets what a test registers."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    monkeypatch.setattr(DatasetCatalog, "data", dict(DatasetCatalog.data))
-    known = set(MetadataCatalog.list())
-    yield tmp_path
-    for name in set(MetadataCatalog.list()) - known:
-        MetadataCatalog.remove(name)
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def put(folder: Path, *names: str) -> Path:

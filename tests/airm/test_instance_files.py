@@ -10,14 +10,14 @@ from pycocotools import mask as mask_util
 
 from airm.instances.files import (
     InstanceImage,
-    find_images,
+    find_instance_images,
     images_of_annotations,
     images_of_results,
-    read_annotations,
     read_png_folder,
-    read_results,
 )
 from airm.instances.progress import Progress, in_order
+from airm.instances.work import read_truth
+from pixelmask.data.coco_file import read_results
 from pixelmask.errors import UserError
 from pixelmask.rle import decode, encode, read_runs, to_rle
 from tests.support.models import disc
@@ -88,8 +88,8 @@ def test_masks_that_cannot_be_used(segmentation, words):
     [
         ("{", "not valid JSON"),
         ('{"annotations": []}', "seems to be an annotation file"),
-        ("[3]", 'entry 0 is no object with an "image_id"'),
-        ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', 'entry 0 has no "segmentation"'),
+        ("[3]", 'result 0 is no object with an "image_id"'),
+        ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', 'result 0 has no "segmentation"'),
         ('[{"image_id": 1, "segmentation": [], "score": "high"}]', "score 'high'"),
         ('[{"image_id": 1, "segmentation": [], "score": NaN}]', "score nan"),
     ],
@@ -105,15 +105,15 @@ def test_missing_files(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         read_results(tmp_path / "absent.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(UserError, match="no COCO annotation file"):
-        read_annotations(tmp_path / "list.json")
+    with pytest.raises(UserError, match="is not a COCO annotation file: it holds a list"):
+        read_truth(tmp_path / "list.json")
     image = {"id": 7, "file_name": "7.jpg", "height": H, "width": W}
     (tmp_path / "twice.json").write_text(json.dumps({"images": [image, image]}))
-    with pytest.raises(UserError, match="two images with the id 7"):
-        read_annotations(tmp_path / "twice.json")
+    with pytest.raises(UserError, match="the id 7 comes twice in its 'images'"):
+        read_truth(tmp_path / "twice.json")
     for text, words in ((str(tmp_path), "a folder without images"), (f"{tmp_path}/*.jpg", "no such image")):
         with pytest.raises(UserError, match=words):
-            find_images([text])
+            find_instance_images([text])
 
 
 def touch(root: Path, *names: str) -> list[Path]:
@@ -125,9 +125,10 @@ def touch(root: Path, *names: str) -> list[Path]:
 
 def test_images_are_found(tmp_path):
     touch(tmp_path / "a", "1.jpg", "sub/2.png", "notes.txt")
-    assert [path.name for path in find_images([str(tmp_path / "a"), f"{tmp_path}/a/*.jpg"])] == ["1.jpg", "2.png"]
+    found = find_instance_images([str(tmp_path / "a"), f"{tmp_path}/a/*.jpg"])
+    assert [path.name for path in found] == ["1.jpg", "2.png"]
     touch(tmp_path / "big", "x_im.jpg", "x_seg.png", "x_gt.png")
-    assert [path.name for path in find_images([str(tmp_path / "big")])] == ["x_im.jpg"]
+    assert [path.name for path in find_instance_images([str(tmp_path / "big")])] == ["x_im.jpg"]
 
 
 def test_image_ids_of_annotations(tmp_path, monkeypatch):

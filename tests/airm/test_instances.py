@@ -16,8 +16,10 @@ from pycocotools.cocoeval import COCOeval
 
 from airm.evaluation.metrics import mean_boundary_accuracy
 from airm.instances.crops import InstanceRefiner, RefinedPredictor, find_window, refine_batch
-from airm.instances.evaluation import Truth, check_results, check_truth, compare_instances
+from airm.instances.evaluation import compare_instances
+from airm.instances.work import read_truth
 from airm.refiner import Refiner
+from pixelmask.data.coco_file import CocoFile, check_results
 from pixelmask.errors import UserError
 from pixelmask.rle import decode, encode
 from tests.support.models import disc, tiny_airm_cfg
@@ -222,7 +224,7 @@ def test_values_out_of_range(refiner):
 
 
 @pytest.fixture
-def truth(tmp_path) -> Truth:
+def truth(tmp_path) -> CocoFile:
     """Two discs of different classes and a crowd region."""
     annotations = [
         {
@@ -257,7 +259,7 @@ def truth(tmp_path) -> Truth:
     }
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(content))
-    return Truth(str(path), content)
+    return CocoFile(str(path), content)
 
 
 def test_evaluation_before_and_after(truth):
@@ -293,35 +295,44 @@ def test_evaluation_before_and_after(truth):
         ({"segmentation": {"size": [H, W + 1], "counts": [H * (W + 1)]}}, "annotation 2 has the size"),
         ({"segmentation": []}, "annotation 2 has no mask"),
         ({"image_id": "3"}, "annotation 2 has the image_id '3', which is no image's"),
-        ({"category_id": None}, "annotation 1 has no id, image_id or category_id"),
+        ({"category_id": None}, "annotation 2 has the category_id None, which is no category's"),
+        ({"id": None}, "an id of its 'annotations' is None, not a number or string"),
     ],
 )
 def test_ground_truth_that_cannot_be_used(truth, change, words):
-    check_truth(truth)
-    changed = {k: v for k, v in {**truth.content["annotations"][1], **change}.items() if v is not None}
-    truth.content["annotations"][1] = changed
+    path, content = truth
+    assert read_again(truth) == truth
+    content["annotations"][1] = {k: v for k, v in {**content["annotations"][1], **change}.items() if v is not None}
     with pytest.raises(UserError, match=words):
-        check_truth(truth)
-    del truth.content["annotations"]
-    check_truth(truth)
+        read_again(truth)
+    del content["annotations"]
+    assert read_again(truth) == truth
 
 
 def test_ground_truth_needs_names_of_categories(truth):
     del truth.content["categories"][0]["name"]
-    with pytest.raises(UserError, match="no categories with id and name"):
-        check_truth(truth)
+    with pytest.raises(UserError, match="category . has no name"):
+        read_again(truth)
+    del truth.content["categories"]
+    with pytest.raises(UserError, match="it has no 'categories'"):
+        read_again(truth)
+
+
+def read_again(truth):
+    Path(truth.path).write_text(json.dumps(truth.content))
+    return read_truth(truth.path)
 
 
 def test_results_of_other_annotations(truth):
     good = result(np.ones((H, W), bool), category_id=4)
-    check_results([good, {**good, "image_id": "3"}], truth)
+    check_results([good, {**good, "image_id": "3"}], truth, "r.json")
     for bad, words in (
-        ({**good, "image_id": 5}, "result 1 has the image_id 5, which is none of the 1 images"),
-        ({**good, "category_id": 0}, "result 1 has the category_id 0; .* has the categories 4, 9"),
-        ({k: v for k, v in good.items() if k != "score"}, "result 1 has no score"),
+        ({**good, "image_id": 5}, "r.json: result 1 has the image_id 5, which is none of the 1 images"),
+        ({**good, "category_id": 0}, "r.json: result 1 has the category_id 0; .* has the categories 4, 9"),
+        ({k: v for k, v in good.items() if k != "score"}, "r.json: result 1 has no score"),
     ):
         with pytest.raises(UserError, match=words):
-            check_results([good, bad], truth)
+            check_results([good, bad], truth, "r.json")
 
 
 @pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT names no folder of real data")

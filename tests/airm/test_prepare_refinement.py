@@ -28,10 +28,7 @@ def script():
     return module
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def put_pairs(folder: Path, count: int, images: str = "images", masks: str = "masks") -> Path:

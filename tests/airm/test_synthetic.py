@@ -1,7 +1,6 @@
 """The synthetic refinement data: what is drawn, how thin it is, its coarse masks and its files."""
 
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,6 @@ from pixelmask.errors import UserError
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
     return [draw_pair(3, index, 320, 240) for index in range(24)]
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A data set root of this test's own; what it registers is forgotten afterwards."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    known = set(DatasetCatalog.list())
-    yield tmp_path
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
@@ -225,7 +213,7 @@ def test_a_line_has_no_coarse_mask_and_a_square_keeps_its_place() -> None:
 )
 def test_names(name: str, folder: str, root: Path) -> None:
     assert is_synthetic_name(name)
-    assert synthetic_dataset.parse_synthetic_name(name).folder == root / "synthetic_refinement" / folder
+    assert synthetic_dataset.SYNTHETIC.folder(name) == root / "synthetic_refinement" / folder
 
 
 @pytest.mark.parametrize("end", ["", "_test", "_val_0", "_val_320", "_val_3_64", "_val_3_64x64_2", "_val_63x64"])

@@ -31,13 +31,6 @@ from tests.support.cityscapes_tree import (
 VAL, TRAIN = f"{NAME}val", f"{NAME}train"
 
 
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with catalogs_as_before():
-        yield tmp_path
-
-
 def load(name=VAL):
     register_cityscapes(name)
     return DatasetCatalog.get(name)

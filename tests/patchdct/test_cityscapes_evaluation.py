@@ -27,11 +27,9 @@ SMALLEST = 100
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with catalogs_as_before():
-        register_cityscapes(VAL)
-        yield tmp_path
+def root(root):
+    register_cityscapes(VAL)
+    return root
 
 
 def write(root, scenes):

@@ -25,12 +25,6 @@ COCO_CLASS_OF_CARS = 2
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def coco_name(tmp_path):
     """A data set of three images, as Detectron2 registers COCO: a car and a cat in each."""
     images = [{**image(number), "file_name": f"{number}.jpg"} for number in (1, 2, 3)]
@@ -136,18 +130,18 @@ def test_ground_truth_of_other_categories_or_images_is_no_crash(coco_name, root)
         ("", "is not valid JSON"),
         ('{"images": [', "is not valid JSON"),
         ("[]", "it holds a list"),
-        ({"images": [], "categories": []}, "no list of 'annotations'"),
+        ({"images": [], "categories": []}, "it has no 'annotations'"),
         (with_entry("images", neg_category_ids=None), "image 1 has no list of neg_category_ids"),
         (with_entry("images", not_exhaustive_category_ids=[5]), "not_exhaustive_category_ids that are no category's"),
         (with_entry("images", height=0), "image 1 has no height and width"),
-        (with_entry("images", id="1"), "'images' have ids"),
+        (with_entry("images", id="1"), "an id of its 'images' is '1', not an integer"),
         (with_entry("categories", frequency=None), "no frequency"),
         (with_entry("annotations", image_id=5), "annotation 1 has the image_id 5"),
         (with_entry("annotations", category_id=5), "annotation 1 has the category_id 5"),
         (with_entry("annotations", area=None), "annotation 1 has no mask, or no area"),
         (with_entry("annotations", segmentation=[]), "annotation 1 has no mask, or no area"),
-        (with_entry("annotations", segmentation={"size": SIZE}), "mask of annotation 1 cannot be read"),
-        (with_entry("annotations", segmentation={"size": [3, 3], "counts": "09"}), "not of its image's size"),
+        (with_entry("annotations", segmentation={"size": SIZE}), "annotation 1 has a segmentation that is neither"),
+        (with_entry("annotations", segmentation={"size": [3, 3], "counts": "09"}), "annotation 1 has the size [3, 3]"),
     ],
 )
 def test_a_malformed_file_does_not_lose_cocos_metrics(coco_name, root, content, words):

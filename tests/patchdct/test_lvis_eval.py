@@ -194,7 +194,7 @@ def test_nothing_found_or_nothing_true(figures):
 
 def test_polygons_that_make_no_mask(figures):
     content = lvis_json([image(1)], [{**thing(square(20)), "segmentation": [[1.0, 2.0, "x"]]}])
-    with pytest.raises(UserError, match="mask of annotation 1 cannot be read"):
+    with pytest.raises(UserError, match="annotation 1 has a polygon of 3 coordinates"):
         figures(content, [], "segm")
 
 

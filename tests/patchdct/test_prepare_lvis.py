@@ -28,10 +28,7 @@ def script():
     return module
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def category(number, name, synset, frequency="f"):
@@ -186,16 +183,16 @@ def test_a_coco_file_that_is_none(script, root, text):
     source = put(root / "lvis_v0.5_val.json", lvis_json())
     coco = root / "coco.json"
     coco.write_text(text)
-    with pytest.raises(UserError, match="coco.json is not a COCO annotation file"):
+    with pytest.raises(UserError, match="coco.json is not (a COCO annotation file|valid JSON)"):
         script.main([str(source), "--coco-annotations", str(coco)])
-    with pytest.raises(UserError, match="cannot read COCO annotations .*absent.json"):
+    with pytest.raises(UserError, match="cannot read .*absent.json"):
         script.main([str(source), "--coco-annotations", str(root / "absent.json")])
 
 
 def test_what_is_refused(script, root, capsys):
     with pytest.raises(UserError, match=r"no LVIS file .* in .*lvis; where to get them: datasets/README.md"):
         script.main([])
-    with pytest.raises(UserError, match="cannot read LVIS annotations .*absent_val.json"):
+    with pytest.raises(UserError, match="cannot read .*absent_val.json"):
         script.main([str(root / "absent_val.json")])
     with pytest.raises(UserError, match="mine.json is not named as LVIS names"):
         script.main([str(put(root / "mine.json", lvis_json()))])
@@ -204,7 +201,7 @@ def test_what_is_refused(script, root, capsys):
     content["annotations"] = annotations((3, 13))
     with pytest.raises(UserError, match="has no images of COCO's val2017"):
         script.main([str(put(root / "lvis_v1_val.json", content))])
-    with pytest.raises(UserError, match="is not an LVIS annotation file: it has no list of 'annotations'"):
+    with pytest.raises(UserError, match="is not an LVIS annotation file: it has no 'annotations'"):
         script.main([str(put(root / "lvis_v1_val.json", {"images": [], "categories": []}))])
     with pytest.raises(SystemExit):
         script.main(["--coco-annotations", "x.json"])

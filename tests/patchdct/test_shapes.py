@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from pycocotools.coco import COCO
 
 from patchdct.data import shapes, shapes_dataset
 from patchdct.data.shapes import SHAPES_CLASSES, Scene, draw_scene
-from patchdct.data.shapes_dataset import make_shapes, parse_shapes_name, register_shapes
+from patchdct.data.shapes_dataset import SHAPES, make_shapes, parse_shapes_name, register_shapes
 from pixelmask.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,17 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     return [draw_scene(3, index, 256) for index in range(40)]
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A data set root of this test's own; what it registers is forgotten afterwards."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    known = set(DatasetCatalog.list())
-    yield tmp_path
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 # ---------------------------------------------------------------- drawing
@@ -238,8 +226,8 @@ def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(root: Path) -> None
 
 
 def test_names_of_the_same_data_share_their_files(root: Path) -> None:
-    assert parse_shapes_name("shapes_val").folder == parse_shapes_name("shapes_val_200_256px").folder
-    assert parse_shapes_name("shapes_val").folder.is_relative_to(root / "shapes")
+    assert SHAPES.folder("shapes_val") == SHAPES.folder("shapes_val_200_256px")
+    assert SHAPES.folder("shapes_val").is_relative_to(root / "shapes")
 
 
 def test_an_interrupted_run_leaves_nothing_that_is_taken_for_a_data_set(root: Path) -> None:
@@ -277,7 +265,7 @@ def _make_and_stat(name: str) -> tuple[Path, int]:
 
 def test_data_of_another_drawing_version_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_shapes("shapes_val_1_64px")
-    monkeypatch.setattr(shapes_dataset, "DRAWING_VERSION", shapes.DRAWING_VERSION + 1)
+    monkeypatch.setattr(SHAPES, "version", shapes.DRAWING_VERSION + 1)
     with pytest.raises(UserError, match="delete this folder") as refusal:
         make_shapes("shapes_val_1_64px")
     assert str(folder) in str(refusal.value) and folder.exists()

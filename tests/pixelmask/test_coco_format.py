@@ -163,16 +163,16 @@ ANNOTATION = ("annotations", 0)
         (changed(*ANNOTATION, "bbox"), "annotation 1 has the bbox None, not four numbers"),
         (changed(*ANNOTATION, "bbox", value=[1, 2, 3]), "annotation 1 has the bbox .*, not four numbers"),
         (changed(*ANNOTATION, "bbox", value=[1, 2, 3, float("nan")]), "annotation 1 has the bbox .*nan"),
-        (changed(*ANNOTATION, "segmentation", value=[SQUARE, SQUARE[:4]]), "annotation 1 has a polygon of 2 points"),
         (
-            changed(*ANNOTATION, "segmentation", value=[SQUARE[:7]]),
-            "annotation 1 has a polygon of 7 coordinates, an odd",
+            changed(*ANNOTATION, "segmentation", value=[SQUARE, SQUARE[:4]]),
+            "annotation 1 has a polygon of 4 coord",
         ),
+        (changed(*ANNOTATION, "segmentation", value=[SQUARE[:7]]), "annotation 1 has a polygon of 7 coordinates, not"),
+        (changed(*ANNOTATION, "segmentation", value=SQUARE), "annotation 1 has a segmentation that is not a list of p"),
         (
-            changed(*ANNOTATION, "segmentation", value=SQUARE),
-            "annotation 1 has a segmentation that is not a list of pol",
+            changed(*ANNOTATION, "segmentation", value=[["a"] * 6]),
+            "annotation 1 has a polygon whose coord",
         ),
-        (changed(*ANNOTATION, "segmentation", value=[["a"] * 6]), "annotation 1 has a segmentation that is not a list"),
         (changed(*ANNOTATION, "segmentation", value="x"), "annotation 1 has a segmentation that is neither"),
         (
             changed(*ANNOTATION, "segmentation", value={"size": [30, 20], "counts": "x"}),

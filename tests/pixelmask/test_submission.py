@@ -60,7 +60,7 @@ def test_evaluating_a_test_set_makes_the_file(unannotated, tmp_path, caplog):
     name, truth, json_file = unannotated
     outputs = make_detections(truth)
     evaluator = COCOInstanceEvaluator(name, output_dir=str(tmp_path / "out"), submission_name="patchdct_R_101")
-    with caplog.at_level(logging.INFO, logger="patchdct"):
+    with caplog.at_level(logging.INFO, logger="pixelmask"):
         assert evaluate(evaluator, outputs) == {}
     (path,) = (tmp_path / "out").glob("*.zip")
     assert path.name == "detections_test-dev2017_patchdct_R_101_results.zip"
@@ -111,7 +111,7 @@ def test_names(tmp_path):
 
 
 def test_images_without_detections_are_no_fault_but_missing_ones_are(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="patchdct"):
+    with caplog.at_level(logging.WARNING, logger="pixelmask"):
         assert read(write(tmp_path, [])) == []
         assert len(read(write(tmp_path, [result(), result()]))) == 2
     assert not caplog.messages
@@ -127,9 +127,9 @@ def test_detections_without_masks_have_boxes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_id": 5}, "image_id 5 .* is it of another data set"),
-        ({"category_id": 0}, "category_id 0, but .* has no such"),
-        ({"image_id": 99}, r"image 99 has a mask of \[120, 160\] pixels .* says \[60, 80\]"),
+        ({"image_id": 5}, "image_id 5, .* is it of another data set"),
+        ({"category_id": 0}, "category_id 0; .* has the categories 3"),
+        ({"image_id": 99}, r"image 99 has the size \[120, 160\] .* but its image is \[60, 80\] in image_info"),
     ],
 )
 def test_results_of_another_set_are_refused(tmp_path, changes, message):

@@ -5,14 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as mask_util
 
-from pixelmask.evaluation.boundary import DILATION_RATIO, rle_to_boundary
+from pixelmask.evaluation.boundary import DILATION_RATIO
+from pixelmask.evaluation.matching import boundary_overlaps, mask_overlaps
+from pixelmask.evaluation.matching import match as match_overlaps
 
 from .gallery import LayerMask, Picture
-
-MATCHING_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -24,40 +23,23 @@ class Instance:
     score: float | None = None
 
 
-def overlaps(first: Sequence[Instance], second: Sequence[Instance]) -> np.ndarray:
-    """Return the (N, M) mask IoUs of N instances with M."""
-    if not first or not second:
-        return np.zeros((len(first), len(second)))
-    return np.asarray(mask_util.iou([a.rle for a in first], [b.rle for b in second], [0] * len(second)))
-
-
 def match(detections: Sequence[Instance], objects: Sequence[Instance]) -> list[int | None]:
-    """Return for each detection, best score first, the free object of its class with the largest IoU.
-
-    None for a detection that has no mask IoU of at least 0.5 with a free object.
-    """
-    ious = overlaps(detections, objects)
-    free = set(range(len(objects)))
-    found: list[int | None] = []
-    for detection, row in zip(detections, ious, strict=True):
-        candidates = [i for i in free if objects[i].label == detection.label and row[i] >= MATCHING_IOU]
-        best = max(candidates, key=lambda i: (row[i], -i), default=None)
-        free.discard(-1 if best is None else best)
-        found.append(best)
-    return found
+    """Return for each detection, best score first, the free object of its class with the largest IoU of at least 0.5"""
+    classes = [[instance.label for instance in instances] for instances in (detections, objects)]
+    ious = mask_overlaps([d.rle for d in detections], [o.rle for o in objects])
+    return match_overlaps(ious, (classes[0], classes[1]))
 
 
 def boundary_iou(a: Instance, b: Instance, dilation_ratio: float = DILATION_RATIO) -> float:
     """Return the smaller of mask IoU and IoU of the boundaries, as Boundary AP does."""
-    boundaries = [rle_to_boundary(mask.rle, dilation_ratio) for mask in (a, b)]
-    return min(float(overlaps([a], [b])[0, 0]), float(mask_util.iou(boundaries[:1], boundaries[1:], [0])[0, 0]))
+    return float(boundary_overlaps([a.rle], [b.rle], dilation_ratio)[0, 0])
 
 
 def disagreement(a: Instance, b: Instance) -> float:
     """Return 1 - IoU of two masks, 0 if both are empty."""
     if not mask_util.area(a.rle) and not mask_util.area(b.rle):
         return 0.0
-    return 1 - float(overlaps([a], [b])[0, 0])
+    return 1 - float(mask_overlaps([a.rle], [b.rle])[0, 0])
 
 
 @dataclass

@@ -1,0 +1,3 @@
+from tests.support.catalogs import root
+
+__all__ = ["root"]
