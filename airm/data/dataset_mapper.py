@@ -83,17 +83,10 @@ class RefinementDatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read the keys of INPUT.REFINEMENT."""
-        keys = cfg.INPUT.REFINEMENT
-        return {
-            "is_train": is_train,
-            "crop_size": keys.CROP_SIZE,
-            "flip_prob": keys.FLIP_PROB,
-            "color_jitter": keys.COLOR_JITTER,
-            "grayscale_prob": keys.GRAYSCALE_PROB,
-            "iou_range": keys.IOU_RANGE,
-            "perturb_before_crop": keys.PERTURB_BEFORE_CROP,
-            "seed": keys.SEED,
-        }
+        keys = (
+            "CROP_SIZE", "FLIP_PROB", "COLOR_JITTER", "GRAYSCALE_PROB", "IOU_RANGE", "PERTURB_BEFORE_CROP", "SEED",
+        )  # fmt: skip
+        return {"is_train": is_train, **{key.lower(): cfg.INPUT.REFINEMENT[key] for key in keys}}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """

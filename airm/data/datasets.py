@@ -96,10 +96,7 @@ BUILT_IN = {
         BuiltInSet("ecssd", "ECSSD", 1_000),
         BuiltInSet("fss1000", "FSS-1000", 10_000),
         *(BuiltInSet(f"big_{source}", f"BIG/{source}", 100, "test") for source in COARSE_SOURCES),
-        *(
-            BuiltInSet(f"voc_relabelled_{source}", f"VOC2012_relabelled/{source}", 500, "test")
-            for source in COARSE_SOURCES
-        ),
+        *(BuiltInSet(f"voc_relabelled_{s}", f"VOC2012_relabelled/{s}", 500, "test") for s in COARSE_SOURCES),
     )
 }
 
@@ -160,12 +157,9 @@ def select_pairs(pairing: Pairing, list_file: str) -> Pairing:
             f"{len(unknown)} of {len(names)} lines of {list_file} name no image of {pairing.place}: {first}. A line is "
             f"the path of an image in its folder without extension, such as {min(known, default='class/1')}"
         )
-
-    def chosen(entry: Any) -> bool:
-        return entry.image_id in listed
-
     return pairing._replace(
-        pairs=list(filter(chosen, pairing.pairs)), unmatched=list(filter(chosen, pairing.unmatched))
+        pairs=[pair for pair in pairing.pairs if pair.image_id in listed],
+        unmatched=[stray for stray in pairing.unmatched if stray.image_id in listed],
     )
 
 
@@ -224,9 +218,8 @@ def _check_refinement_set(name: str, key: str) -> None:
         hint = f"; did you mean {' or '.join(close)}?" if close else "."
         fault = "is no data set for refinement" if name in DatasetCatalog.list() else "is not registered"
         raise UserError(
-            f"data set {name} of DATASETS.{key} {fault}"
-            f"{hint} Known are {', '.join(sorted(known))}; to "
-            f"register one of your own, add {FORMS_OF_ENTRY} to DATASETS.REFINEMENT"
+            f"data set {name} of DATASETS.{key} {fault}{hint} Known are {', '.join(sorted(known))}; to register one of "
+            f"your own, add {FORMS_OF_ENTRY} to DATASETS.REFINEMENT"
         )
     dataset = DatasetCatalog[name]
     if isinstance(dataset, (BuiltInSet, CustomSet)):

@@ -106,7 +106,7 @@ class RefinementEvaluator(DatasetEvaluator):
             logger.warning("%s: no image was processed, there is nothing to evaluate", self._name)
             return OrderedDict()
         scores = _unique(scores)
-        metrics = _totals(scores)
+        metrics = {**_comparison(scores), "images": len(scores)}
         if self._output_dir is not None:
             self._write(Path(self._output_dir), scores, metrics)
         known = {key: value for key, value in metrics.items() if value is not None}
@@ -114,7 +114,8 @@ class RefinementEvaluator(DatasetEvaluator):
         return OrderedDict(refinement=known)
 
     def _write(self, folder: Path, scores: list[ImageScores], metrics: dict[str, float | None]) -> None:
-        rows = [{**_identity(row), **_comparison([row])} for row in scores]
+        keys = ("image_id", "file", "height", "width")
+        rows = [{**{key: getattr(row, key) for key in keys}, **_comparison([row])} for row in scores]
         with whole_or_not_at_all(folder / "per_image.csv") as path, path.open("w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, rows[0])
             writer.writeheader()
@@ -175,14 +176,6 @@ def _unique(scores: list[ImageScores]) -> list[ImageScores]:
     """Rows in the order of their IDs, each image once: a sampler may repeat some to fill up its last batch."""
     first = {(row.image_id, row.file): row for row in reversed(scores)}
     return [first[key] for key in sorted(first)]
-
-
-def _identity(row: ImageScores) -> dict[str, Any]:
-    return {"image_id": row.image_id, "file": row.file, "height": row.height, "width": row.width}
-
-
-def _totals(scores: list[ImageScores]) -> dict[str, float | None]:
-    return {**_comparison(scores), "images": len(scores)}
 
 
 def _comparison(scores: list[ImageScores]) -> dict[str, float | None]:

@@ -45,21 +45,17 @@ class DrawnCollection(abc.ABC, Generic[Spec]):
     drawn into which files, and how Detectron2 gets to know it.
     """
 
-    title: str
-    """What all names begin with; the folder below `$DETECTRON2_DATASETS`."""
+    title: str  # what all names begin with; the folder below `$DETECTRON2_DATASETS`
     pattern: re.Pattern[str]
-    usage: str
-    """Describes names, in messages."""
-    version: int
-    """Of the drawing code."""
+    usage: str  # describes names, in messages
+    version: int  # of the drawing code
 
     @abc.abstractmethod
     def specify(self, name: str, *groups: str) -> Spec:
         """Return what the groups of the pattern stand for, or raise a UserError."""
 
     @abc.abstractmethod
-    def folder_name(self, spec: Spec) -> str:
-        """Return the name of a data set's folder."""
+    def folder_name(self, spec: Spec) -> str: ...
 
     @abc.abstractmethod
     def write(self, spec: Spec, index: int, folder: Path) -> Any:
@@ -78,8 +74,7 @@ class DrawnCollection(abc.ABC, Generic[Spec]):
         """Make a data set if it is missing, and return its dicts."""
 
     @abc.abstractmethod
-    def metadata(self, folder: Path) -> dict[str, Any]:
-        """Return the metadata of a data set."""
+    def metadata(self, folder: Path) -> dict[str, Any]: ...
 
     def owns(self, name: str) -> bool:
         """Tell whether a name claims to be a data set of these, be it well-formed or not."""

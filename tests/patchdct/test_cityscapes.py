@@ -22,7 +22,6 @@ from tests.support.cityscapes_tree import (
     PERSON,
     RIDER,
     TRAILER,
-    catalogs_as_before,
     paint,
     write_frame,
     write_tree,
@@ -243,11 +242,10 @@ def test_class_count_that_does_not_fit(root):
 
 
 @pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT does not name a folder of real data")
-def test_real_frame(monkeypatch, cache):
+def test_real_frame(root, monkeypatch, cache):
     monkeypatch.setenv("DETECTRON2_DATASETS", os.environ["REAL_DATA_ROOT"])
-    with catalogs_as_before():
-        (record,) = load()
-        gt_dir = MetadataCatalog.get(VAL).gt_dir
+    (record,) = load()
+    gt_dir = MetadataCatalog.get(VAL).gt_dir
     ids = np.array(Image.open(annotation_file(record["file_name"], gt_dir)))
     values = [value for value in np.unique(ids) if value >= 24000]
     assert [a["category_id"] for a in record["annotations"]] == [{24: 0, 26: 2}[value // 1000] for value in values]

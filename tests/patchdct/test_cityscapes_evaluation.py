@@ -17,7 +17,7 @@ from patchdct.data.cityscapes import CITYSCAPES_CLASSES, register_cityscapes
 from patchdct.evaluation import CityscapesInstanceEvaluator
 from pixelmask.cli import run
 from pixelmask.errors import UserError
-from tests.support.cityscapes_tree import CAR, NAME, PERSON, ROAD, catalogs_as_before, paint, scene, write_frame
+from tests.support.cityscapes_tree import CAR, NAME, PERSON, ROAD, paint, scene, write_frame
 from tests.support.models import load_tool
 
 VAL = f"{NAME}val"
@@ -274,17 +274,16 @@ def test_size_that_is_not_the_annotations(root):
 
 
 @pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT does not name a folder of real data")
-def test_real_frame(monkeypatch):
+def test_real_frame(root, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", os.environ["REAL_DATA_ROOT"])
-    with catalogs_as_before():
-        register_cityscapes(VAL)
-        dataset = DatasetCatalog[VAL]
-        (frame,) = dataset.check()
-        image = str(dataset.image_dir / f"{frame}_leftImg8bit.png")
-        ids = np.array(Image.open(dataset.annotation_dir / f"{frame}_gtFine_instanceIds.png"))
-        evaluator = CityscapesInstanceEvaluator(VAL)
-        evaluator.process([{"file_name": image}], [{"instances": detections(ids, perfect(ids))}])
-        results = evaluator.evaluate()
+    register_cityscapes(VAL)
+    dataset = DatasetCatalog[VAL]
+    (frame,) = dataset.check()
+    image = str(dataset.image_dir / f"{frame}_leftImg8bit.png")
+    ids = np.array(Image.open(dataset.annotation_dir / f"{frame}_gtFine_instanceIds.png"))
+    evaluator = CityscapesInstanceEvaluator(VAL)
+    evaluator.process([{"file_name": image}], [{"instances": detections(ids, perfect(ids))}])
+    results = evaluator.evaluate()
     for metrics in results.values():
         assert metrics["AP"] == metrics["AP-car"] == pytest.approx(100)
         assert math.isnan(metrics["AP-person"]), "all have fewer than 100 pixels"

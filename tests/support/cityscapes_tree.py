@@ -1,11 +1,8 @@
 """A data set in Cityscapes' layout that tests make: drawn images, and instance ids as its PNG files have them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 NAME = "cityscapes_fine_instance_seg_"
@@ -50,19 +47,3 @@ def write_tree(root: Path, split: str = "val", frames: int = 3) -> list[np.ndarr
         city = "aachen" if index < frames / 2 else "bochum"
         write_frame(root, split, f"{city}/{city}_000000_{index:06d}", ids)
     return scenes
-
-
-@contextmanager
-def catalogs_as_before() -> Iterator[None]:
-    """Put back afterwards what Detectron2's catalogs had."""
-    names = [f"{NAME}{split}" for split in ("train", "val", "test")]
-    datasets = {name: DatasetCatalog[name] for name in names}
-    metadata = {name: MetadataCatalog.get(name).as_dict() for name in names}
-    try:
-        yield
-    finally:
-        for name in names:
-            DatasetCatalog[name] = datasets[name]
-            MetadataCatalog.pop(name, None)
-            entries = {key: value for key, value in metadata[name].items() if key != "name"}
-            MetadataCatalog.get(name).set(**entries)
