@@ -22,17 +22,20 @@ from torch import nn
 
 from airm.trainer import RefinementTrainer
 from patchdct.trainer import Trainer
-from pixelmask.checkpoint.checkpointer import SafeCheckpointer, load_trained
+from pixelmask.checkpoint import SafeCheckpointer, load_trained
 from pixelmask.cli import add_import, import_code, run
 from pixelmask.config import load_cfg
-from pixelmask.engine import BaseTrainer
-from pixelmask.engine.launch import launch
+from pixelmask.engine import BaseTrainer, launch
 from pixelmask.errors import UserError
+
+
+# By MODEL.META_ARCHITECTURE; all others are detectors
+TRAINERS: dict[str, type[BaseTrainer]] = {"AIRM": RefinementTrainer}
 
 
 def trainer_of(cfg: CfgNode) -> type[BaseTrainer]:
     """Return the trainer of a config's kind of model."""
-    return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
+    return TRAINERS.get(cfg.MODEL.META_ARCHITECTURE, Trainer)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

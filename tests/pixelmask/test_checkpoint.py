@@ -76,7 +76,7 @@ def test_class_count_mismatch_is_reported_and_skipped(tmp_path, caplog):
     del state["fc.bias"]
     torch.save({"model": {**state, "teacher": torch.ones(1)}}, tmp_path / "coco.pth")
     checkpointer = SafeCheckpointer(model)
-    for name in ("patchdct.checkpoint", "fvcore.common.checkpoint"):
+    for name in ("pixelmask.checkpoint", "fvcore.common.checkpoint"):
         logging.getLogger(name).setLevel(logging.INFO)
     caplog.set_level(logging.INFO)
     checkpointer.load(str(tmp_path / "coco.pth"))
