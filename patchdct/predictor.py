@@ -26,7 +26,7 @@ class Predictor:
         """
         Args:
             cfg: ``MODEL.WEIGHTS`` is to name a checkpoint of a trained model, which is read as data
-                (:class:`~patchdct.checkpoint.SafeCheckpointer`).
+                (:class:`~pixelmask.checkpoint.SafeCheckpointer`).
             keep_stages: whether instances also get ``pred_coarse_masks`` and ``pred_patch_labels``.
 
         Raises:
