@@ -11,7 +11,7 @@ from pixelmask.engine import BaseTrainer
 from pixelmask.errors import UserError
 
 from .data.dataset_mapper import RefinementDatasetMapper
-from .data.datasets import prepare_refinement_datasets
+from .data.prepare import prepare_refinement_datasets
 from .evaluation import RefinementEvaluator
 from .figures.side_by_side import draw_refinement
 from .meta_arch import AIRM

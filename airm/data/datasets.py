@@ -7,14 +7,12 @@ are looked at when the dicts are asked for. A dict has "file_name", "mask_file_n
 the set has coarse masks, "coarse_file_name".
 """
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from pixelmask.data.roots import datasets_root, describe_root, expand_path
@@ -185,45 +183,6 @@ def register_refinement(entries: Sequence[Sequence[str]]) -> None:
             raise UserError(f"the name {name} in DATASETS.REFINEMENT stands for another data set; choose another name")
         if known is None:
             _register(dataset)
-
-
-def prepare_refinement_datasets(cfg: CfgNode, train: bool) -> None:
-    """Register what the config names, and check every set of DATASETS.TEST and, for training, of DATASETS.TRAIN.
-
-    The sets of ``DATASETS.REFINEMENT`` and synthetic ones are registered. Files are looked for, not opened; synthetic
-    sets are made when they are first loaded.
-
-    Raises:
-        UserError: if DATASETS.TRAIN (DATASETS.TEST where ``train`` is False) is empty, for a name that is not
-            registered or no refinement set, and where files are missing.
-    """
-    from .synthetic_dataset import is_synthetic_name, register_synthetic
-
-    register_refinement(cfg.DATASETS.REFINEMENT)
-    key = "TRAIN" if train else "TEST"
-    if not cfg.DATASETS[key]:
-        raise UserError(f"DATASETS.{key} is empty; name at least one data set there")
-    for key in ("TEST", "TRAIN") if train else ("TEST",):
-        for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog and is_synthetic_name(name):
-                register_synthetic(name)
-            _check_refinement_set(name, key)
-
-
-def _check_refinement_set(name: str, key: str) -> None:
-    known = {n for n in DatasetCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") == "refinement"}
-    if name not in known:
-        known |= {"synthetic_refinement_train", "synthetic_refinement_val"}  # registered when they are asked for
-        close = difflib.get_close_matches(name, sorted(known), n=2)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "."
-        fault = "is no data set for refinement" if name in DatasetCatalog.list() else "is not registered"
-        raise UserError(
-            f"data set {name} of DATASETS.{key} {fault}{hint} Known are {', '.join(sorted(known))}; to register one of "
-            f"your own, add {FORMS_OF_ENTRY} to DATASETS.REFINEMENT"
-        )
-    dataset = DatasetCatalog[name]
-    if isinstance(dataset, (BuiltInSet, CustomSet)):
-        dataset()
 
 
 def _register(dataset: BuiltInSet | CustomSet) -> None:

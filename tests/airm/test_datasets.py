@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from airm.data import datasets
+from airm.data.prepare import prepare_refinement_datasets
 from pixelmask.errors import UserError
 
 COUNTS = {"msra10k": 10_000, "duts_tr": 10_553, "duts_te": 5_019, "ecssd": 1_000, "fss1000": 10_000}
@@ -172,13 +173,13 @@ def test_a_config_registers_and_checks_its_sets(root):
     put(root, "x/1.jpg", "x/1.png", "ECSSD/1.jpg", "ECSSD/1.png")
     synthetic = ["synthetic_refinement_train_3", "synthetic_refinement_val_2_96x64"]
     cfg = cfg_of([["mine", str(root / "x")]], ["ecssd", synthetic[0]], ["mine", synthetic[1]])
-    datasets.prepare_refinement_datasets(cfg, train=True)
-    datasets.prepare_refinement_datasets(cfg, train=True)
+    prepare_refinement_datasets(cfg, train=True)
+    prepare_refinement_datasets(cfg, train=True)
     assert set(synthetic) < set(DatasetCatalog.list())
     assert not (root / "synthetic_refinement").exists()  # not drawn before they are loaded
     assert len(DatasetCatalog.get("mine")) == 1
     # Training sets do not matter for evaluation
-    datasets.prepare_refinement_datasets(cfg_of([], ["nothing"], ["mine"]), train=False)
+    prepare_refinement_datasets(cfg_of([], ["nothing"], ["mine"]), train=False)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_config_registers_and_checks_its_sets(root):
 )
 def test_configs_with_mistakes(cfg, train, message):
     with pytest.raises(UserError, match=message):
-        datasets.prepare_refinement_datasets(cfg, train)
+        prepare_refinement_datasets(cfg, train)
 
 
 @pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT, the folder of real data, is not set")

@@ -12,7 +12,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from airm.data.datasets import prepare_refinement_datasets
+from airm.data.prepare import prepare_refinement_datasets
 from airm.data.synthetic_dataset import make_synthetic
 from patchdct.data.prepare import prepare_datasets
 from patchdct.data.shapes_dataset import make_shapes

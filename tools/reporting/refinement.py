@@ -15,7 +15,7 @@ from pycocotools import mask as mask_util
 from torch import nn
 
 from airm.data.dataset_mapper import RefinementDatasetMapper
-from airm.data.datasets import prepare_refinement_datasets
+from airm.data.prepare import prepare_refinement_datasets
 from airm.evaluation import binarize
 from airm.evaluation.refinement import MASKS
 from pixelmask.checkpoint.checkpointer import load_trained
