@@ -1,23 +1,20 @@
-"""What refining one image costs: multiply-adds of the whole pass from coarse to fine, counted without running it.
+"""What refining one image costs (Table 4): multiply-adds of the pass from coarse to fine, counted without running it.
 
 Convolutions and products of matrices count, those of attention among them, one multiply-add as one; norms, activations
-and resizing do not. The network runs on meta tensors, which have a shape and no values, once for each shape of tile.
+and resizing do not. The network runs on meta tensors, which have a shape and no values, once for each size of a step.
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .coarse_to_fine import CoarseToFine
-from .encoder import INPUT_CHANNELS
-from .implicit_mapping import MappingParameters
-from .query import Axis, query_grid
-from .tiling import split_axis
+from .coarse_to_fine import CoarseToFine, Settings, Step, Tile
+from .meta_arch import AIRM
 
 
 class PassCost(NamedTuple):
@@ -46,48 +43,51 @@ class DrawnMaskPass(CoarseToFine):
     everywhere; with a drawn mask in its place only tiles are encoded that its boundary crosses.
     """
 
-    drawn: Tensor
+    def __init__(self, step: Step, images: Tensor, settings: Settings):
+        super().__init__(step, images, settings)
+        self.counts: list[tuple[int, int]] = []
+        """(encoded, all) tiles of each ratio."""
 
     @classmethod
-    def of(cls, model: Any, image: Tensor) -> "DrawnMaskPass":
-        """Return what an ``AIRM`` would refine the masks of a (3, H, W) RGB image in [0, 255] with."""
-        return cls(model._normalise(image), model._encode, model.settings, model.cell)
+    def of(cls, model: AIRM, image: Tensor) -> "DrawnMaskPass":
+        """Return what a model would refine the masks of a (3, H, W) RGB image in [0, 255] with."""
+        return cls(model.step, model.normalise(image)[None], model.settings)
 
-    def refine(self, mask: Tensor) -> Tensor:
-        self.drawn = mask[None]
-        return super().refine(mask)
+    def refine(self, masks: Tensor) -> Tensor:
+        self._drawn = masks
+        return super().refine(masks)
 
-    def _step(self, level: int, mask: Tensor, sizes: Sequence[int]) -> Tensor:
-        super()._step(level, mask, sizes)
-        return F.interpolate(self.drawn, tuple(sizes), mode="bilinear", antialias=True)
+    def refine_ratio(self, level: int, masks: Tensor) -> tuple[Tensor, list[Tile]]:
+        answer, encoded = super().refine_ratio(level, masks)
+        self.counts.append((len(encoded), len(self.tiles(level))))
+        return F.interpolate(self._drawn, tuple(answer.shape[2:]), mode="bilinear", antialias=True), encoded
 
 
 def draw_mask(height: int, width: int) -> Tensor:
-    """Return the mask that all costs are given for, (1, height, width) float32: a disc in the middle.
+    """Return the mask that all costs are given for, (1, 1, height, width) float32: a disc in the middle.
 
     Its radius is 600 pixels in an image of 2560 x 1706, and the same share of the shorter side in others.
     """
     y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
     radius = 600 / 1706 * min(height, width)
-    return ((y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2).float()[None]
+    return ((y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2).float()[None, None]
 
 
-def pass_cost(model: Any, size: tuple[int, int], tile_size: int, mask: Tensor | None = None) -> PassCost:
+def pass_cost(model: AIRM, size: tuple[int, int], tile_size: int, mask: Tensor | None = None) -> PassCost:
     """Count the multiply-adds with which a model refines one mask of one image.
 
     Args:
-        model: an ``AIRM``.
+        model: is left as it is.
         size: height and width of the image in pixels.
         tile_size: as MODEL.AIRM.TILE_SIZE, 0 for the whole image.
-        mask: (1, height, width), decides which tiles are encoded; else that of :func:`draw_mask`.
+        mask: (1, 1, height, width), decides which tiles are encoded; else that of :func:`draw_mask`.
     """
     counter = _CountingNetwork(model)
     # One channel: the image's values are never looked at
-    settings = model.settings._replace(tile_size=tile_size)
-    counting = _CountingPass(torch.zeros(1, *size), counter, settings, model.cell)
-    counting.refine(draw_mask(*size) if mask is None else mask)
+    drawn = DrawnMaskPass(counter.step, torch.zeros(1, 1, *size), replace(model.settings, tile_size=tile_size))
+    drawn.refine(draw_mask(*size) if mask is None else mask)
     attention, encoder, hypernetwork, query = counter.totals.tolist()
-    return PassCost(attention, encoder, hypernetwork, query, counting.tiles)
+    return PassCost(attention, encoder, hypernetwork, query, drawn.counts)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -95,79 +95,31 @@ def num_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-class _Encoded(NamedTuple):
-    """What the encoder makes of one size of input, as meta tensors, and its cost."""
-
-    features: Tensor
-    parameters: MappingParameters
-    cost: Tensor
-
-
 class _CountingNetwork:
-    """Takes the place of ``AIRM._encode``: answers zeros and adds up what the answers would have cost."""
+    """Takes the place of a model: answers zeros and adds up what the answers would have cost."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: AIRM):
         # Parameters that SIRMF hands through would ask the counter for gradients
-        self.model: Any = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+        self.model: AIRM = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
         self.totals = torch.zeros(4, dtype=torch.int64)
         """As the fields of PassCost."""
-        self.calls = 0
-        self._encoded: dict[tuple[int, int], _Encoded] = {}
-        self._queries: dict[tuple[int, ...], int] = {}
+        self._costs: dict[tuple[int, ...], Tensor] = {}
 
-    def __call__(self, image: Tensor, mask: Tensor) -> Callable[[Axis, Axis], Tensor]:
-        height, width = image.shape[2:]
-        if (height, width) not in self._encoded:
-            self._encoded[height, width] = self._encode(height, width)
-        encoded = self._encoded[height, width]
-        self.calls += 1
-        self.totals += encoded.cost
+    def step(self, images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
+        sizes = (*images.shape[2:], len(rows), len(cols))
+        if sizes not in self._costs:
+            self._costs[sizes] = self._count(*sizes)
+        self.totals += self._costs[sizes]
+        return masks.new_zeros(1, 1, 1, 1).expand(1, 1, len(rows), len(cols))
 
-        def query(rows: Axis, cols: Axis) -> Tensor:
-            grid = len(rows.positions), len(cols.positions)
-            key = (height, width, *grid)
-            if key not in self._queries:
-                self._queries[key] = _query_cost(encoded, *grid)
-            self.totals[3] += self._queries[key]
-            return image.new_zeros(1, 1, 1, 1).expand(1, 1, *grid)
-
-        return query
-
-    @torch.no_grad()
-    def _encode(self, height: int, width: int) -> _Encoded:
-        inputs = torch.empty(1, INPUT_CHANNELS, height, width, device="meta")
-        with FlopCounterMode(display=False) as of_encoder:
-            features = self.model.encoder(inputs)
-        with FlopCounterMode(display=False) as of_mapping:
-            parameters = self.model.mapping(features)
+    def _count(self, height: int, width: int, num_rows: int, num_cols: int) -> Tensor:
+        image, mask = (torch.empty(1, n, height, width, device="meta") for n in (3, 1))
+        rows, cols = (torch.empty(n, device="meta") for n in (num_rows, num_cols))
+        with FlopCounterMode(display=False) as counter:
+            self.model.step(image, mask, rows, cols)
+        flops = counter.get_flop_counts()
+        encoder, mapping = (flops.get(type(x).__name__, {}) for x in (self.model.encoder, self.model.mapping))
         # Nothing else in an encoder multiplies two activations; layers are convolutions, mm and addmm
-        by_operator = of_encoder.get_flop_counts()["Global"]
-        products = sum(n for op, n in by_operator.items() if "bmm" in str(op) or "attention" in str(op))
-        flops = [products, of_encoder.get_total_flops() - products, of_mapping.get_total_flops(), 0]
-        return _Encoded(features, parameters, torch.tensor(flops) // 2)
-
-
-@torch.no_grad()
-def _query_cost(encoded: _Encoded, num_rows: int, num_cols: int) -> int:
-    rows, cols = (Axis(torch.empty(n, device="meta"), 1.0) for n in (num_rows, num_cols))
-    with FlopCounterMode(display=False) as counter:
-        query_grid(encoded.features, encoded.parameters, rows, cols, chunk=num_rows * num_cols)
-    return counter.get_total_flops() // 2
-
-
-class _CountingPass(DrawnMaskPass):
-    """Also notes the tiles of each ratio."""
-
-    encode: _CountingNetwork
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.tiles: list[tuple[int, int]] = []
-
-    def _step(self, level: int, mask: Tensor, sizes: Sequence[int]) -> Tensor:
-        before = self.encode.calls
-        answer = super()._step(level, mask, sizes)
-        settings = self.settings
-        rows, cols = (len(split_axis(x.padded, settings.tile_size, settings.tile_halo)) for x in self.grids[level])
-        self.tiles.append((self.encode.calls - before, rows * cols))
-        return answer
+        attention = sum(n for op, n in encoder.items() if "bmm" in str(op) or "attention" in str(op))
+        parts = [attention, sum(encoder.values()) - attention, sum(mapping.values())]
+        return torch.tensor([*parts, counter.get_total_flops() - sum(parts)]) // 2

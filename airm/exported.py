@@ -5,8 +5,8 @@ calls it once for each ratio, and tile; what lies between these calls is resizin
 """
 
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +17,17 @@ from pixelmask.errors import UserError
 from pixelmask.export import Export, ExportedFile
 from pixelmask.images import ImageLike, to_rgb
 
-from .coarse_to_fine import CoarseToFine, Settings
-from .implicit_mapping import MappingParameters
+from .coarse_to_fine import ALIGNMENT, SMALLEST_SIDE, CoarseToFine, Settings
+from .implicit_mapping import pixel_centres
 from .meta_arch import AIRM
-from .query import Axis, neighbours, pixel_centres
 from .refine.inputs import MaskLike, check_size, to_soft
-from .tiling import ALIGNMENT, SMALLEST_SIDE
 
 SMALLEST_DYNAMIC = 64
 """From this side on, a .pt2 of dynamic size can be used: below, the last attention has a single key along an axis."""
 
 
 class RefinementStep(nn.Module):
-    """What :func:`export_refiner` exports. One mask at a time, without control flow that depends on sizes."""
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    """What :func:`export_refiner` exports: :meth:`AIRM.step` of one image and mask, for all positions at once."""
 
     def __init__(self, model: AIRM, queries: bool = False):
         """
@@ -41,11 +36,7 @@ class RefinementStep(nn.Module):
             queries: whether the positions that are asked for are inputs, too, as refinement from coarse to fine needs.
         """
         super().__init__()
-        model.cpu().eval()
-        self.encoder, self.mapping, self.cell, self.queries = model.encoder, model.mapping, model.cell, queries
-        self.register_buffer("pixel_mean", model.pixel_mean, persistent=False)
-        self.register_buffer("pixel_std", model.pixel_std, persistent=False)
-        self.settings = {"settings": model.settings._asdict(), "min_confidence": model.min_confidence}
+        self.model, self.queries = model.cpu().eval(), queries
 
     def forward(self, image: Tensor, mask: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Tensor:
         """
@@ -58,11 +49,9 @@ class RefinementStep(nn.Module):
         Returns:
             (1, 1, R, C) refined mask in [0, 1].
         """
-        image = (image - self.pixel_mean) / self.pixel_std
-        features = self.encoder(torch.cat([image, 2 * mask - 1], dim=1))
         if rows is None or cols is None:
-            rows, cols = (pixel_centres(n, features) for n in image.shape[2:])
-        return _query(features, self.mapping(features), rows, cols, self.cell).sigmoid()
+            rows, cols = (pixel_centres(n, image) for n in image.shape[2:])
+        return self.model.step(self.model.normalise(image), mask, rows, cols)
 
     def example_inputs(self, size: tuple[int, int]) -> tuple[Tensor, ...]:
         """Draw inputs of :meth:`forward` of (H, W); queries, if any, are twice as dense as the pixels."""
@@ -97,7 +86,7 @@ def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) ->
     # Unequal sides, so that they are not taken for one
     inputs = step.example_inputs(size or (6 * ALIGNMENT, 10 * ALIGNMENT))
     program = torch.export.export(step, inputs, dynamic_shapes=shapes, strict=False)
-    metadata = {"part": "refiner", "queries": step.queries, "size": size, "cell": step.cell, **step.settings}
+    metadata = {"part": "refiner", "queries": step.queries, "size": size, "settings": asdict(step.model.settings)}
     return Export(program, metadata, "refined_mask", (axes, None, *({0: name} for name in queries)))
 
 
@@ -113,34 +102,10 @@ def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None 
     differences = []
     for height, width in [size] if size else [(SMALLEST_DYNAMIC, SMALLEST_DYNAMIC), (96, 208), (176, 112)]:
         image, mask = 255 * torch.rand(3, height, width), torch.rand(1, height, width)
-        expected = CoarseToFine(model._normalise(image), model._encode, settings, model.cell).refine(mask)
+        expected = model.refine(image, mask, settings)
         queries = [pixel_centres(n, image) for n in (height, width)] if file.metadata["queries"] else []
         differences.append(float((file(image[None], mask[None], *queries)[0] - expected).abs().max()))
     return max(differences)
-
-
-def _query(features: Tensor, parameters: MappingParameters, rows: Tensor, cols: Tensor, cell: float) -> Tensor:
-    """Evaluate the mapping as :func:`airm.query.query_grid` does, of one sample and all positions at once.
-
-    That function goes through the rows in chunks, whose number an exporter would have to know.
-    """
-    (weight, bias), layers = parameters[0], parameters[1:]
-    depth, h, w = features.shape[1:]
-    projected = (weight[:, :, :depth] @ features.flatten(2) + bias[..., None]).unflatten(2, (h, w))
-    # Of the columns behind the features', those of y and of x, each for p - q, q and the cell
-    by_row, by_col = ((weight[:, :, depth + i :: 2, None]).unbind(2) for i in range(2))
-    y, x = neighbours(rows, h), neighbours(cols, w)
-    answer = features.new_zeros(())
-    for i in range(2):
-        row_term = by_row[0] * y.offsets[i] + by_row[1] * rows + by_row[2] * cell
-        of_rows = projected.index_select(2, y.indices[i]) + row_term[..., None]
-        for j in range(2):
-            col_term = by_col[0] * x.offsets[j] + by_col[1] * cols + by_col[2] * cell
-            hidden = (of_rows.index_select(3, x.indices[j]) + col_term[:, :, None]).flatten(2)
-            for layer_weight, layer_bias in layers:
-                hidden = layer_weight @ hidden.relu() + layer_bias[..., None]
-            answer = answer + y.weights[i, :, None] * x.weights[j] * hidden.unflatten(2, (rows.shape[0], cols.shape[0]))
-    return answer
 
 
 class ExportedRefiner:
@@ -165,11 +130,11 @@ class ExportedRefiner:
             raise UserError(
                 f"{path} is no refiner with queries; write it with tools/export.py --part refiner --queries"
             )
-        self.size, self.cell, self.min_confidence = about["size"], about["cell"], about["min_confidence"]
-        settings = Settings(**about["settings"])
+        self.size, self.settings = about["size"], Settings(**about["settings"])
         if tile_size is None and self.size:
             tile_size = max(self.size)
-        self.settings = settings if tile_size is None else settings._replace(tile_size=tile_size)
+        if tile_size is not None:
+            self.settings = replace(self.settings, tile_size=tile_size)
 
     def refine(self, image: ImageLike, mask: MaskLike) -> np.ndarray:
         """Refine a coarse mask of an image.
@@ -187,22 +152,16 @@ class ExportedRefiner:
         pixels, soft = to_rgb(image), to_soft(mask)
         check_size(soft, mask, pixels, image)
         whole = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))
-        coarse = torch.from_numpy(soft.values.astype(np.float32)).reshape(-1, *whole.shape[1:])
-        coarse_to_fine = CoarseToFine(whole, self._encode, self.settings, self.cell)
-        refined = torch.stack([coarse_to_fine.refine(m[None])[0] for m in coarse]) if len(coarse) else coarse
-        if self.min_confidence > 0:
-            refined = torch.where((2 * refined - 1).abs() < self.min_confidence, coarse, refined)
-        return refined.reshape(soft.values.shape).numpy()
+        coarse = torch.from_numpy(soft.values.astype(np.float32)).reshape(-1, 1, 1, *whole.shape[1:])
+        passes = CoarseToFine(self._step, whole[None], self.settings)
+        refined = [passes.refine(mask).numpy() for mask in coarse]
+        return np.reshape(refined, soft.values.shape).astype(np.float32)
 
-    def _encode(self, image: Tensor, mask: Tensor) -> Any:
-        size = list(image.shape[2:])
+    def _step(self, images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
+        size = list(images.shape[2:])
         if self.size and size != list(self.size):
             raise UserError(
                 f"{self.file.path} takes images of {self.size[0]} x {self.size[1]} pixels alone, and this one is to be "
                 f"encoded at {size[0]} x {size[1]}; export with --dynamic"
             )
-
-        def query(rows: Axis, cols: Axis) -> Tensor:
-            return self.file(image.contiguous(), mask.contiguous(), rows.positions.float(), cols.positions.float())
-
-        return query
+        return self.file(images.contiguous(), masks.contiguous(), rows, cols)

@@ -1,5 +1,6 @@
 """AIRM (Fig. 3): encoder, implicit representation mapping, losses, and refinement at inference."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,14 +14,17 @@ from .affinity import affinity_loss
 from .backbone.weights import adapt_checkpoint
 from .coarse_to_fine import CoarseToFine, Settings
 from .encoder import AffinityEmpoweredEncoder
-from .implicit_mapping import AIRMF, SIRMF
+from .implicit_mapping import AIRMF, SIRMF, pixel_centres, query_grid
 from .losses import mapping_losses
-from .query import Axis, pixel_centres, query_grid
 
 
 @META_ARCH_REGISTRY.register()
 class AIRM(nn.Module):
-    """Refines a coarse mask of an image."""
+    """Refines a coarse mask of an image.
+
+    Letters: B images with a mask each, (H, W) their pixels, (h, w) positions of F with D channels, R rows and C columns
+    that the mapping is asked for.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -34,8 +38,6 @@ class AIRM(nn.Module):
         loss_weights: dict[str, float],
         affinity_radius: float,
         settings: Settings,
-        query_chunk: int,
-        min_confidence: float,
         pixel_mean: list[float],
         pixel_std: list[float],
         freeze_encoder: bool = False,
@@ -46,9 +48,7 @@ class AIRM(nn.Module):
             mapping: ``AIRMF`` or ``SIRMF``.
             loss_weights: of ``l1``, ``l2``, ``ce``, ``gradient`` and ``affinity``.
             affinity_radius: see :func:`affinity_loss`.
-            settings: of inference.
-            query_chunk: pixels for which the mapping is evaluated at once, at inference.
-            min_confidence: the coarse mask is kept where ``|2 p - 1|`` of the refined probability is below this.
+            settings: of inference, where a call gives no others.
             pixel_mean, pixel_std: RGB, for images in [0, 255].
             freeze_encoder: whether training leaves the encoder as it is, the statistics of its norms too.
         """
@@ -57,9 +57,10 @@ class AIRM(nn.Module):
         self.freeze_encoder = freeze_encoder
         if freeze_encoder:
             encoder.requires_grad_(False)
+        # Of a pixel of the encoder's input, which training queries; a position of F is 2. The smaller cells of pixels
+        # between those of a lower ratio are unknown to the network: it is told this one
         self.cell = 2 / encoder.stride
-        self.loss_weights, self.affinity_radius = loss_weights, affinity_radius
-        self.settings, self.query_chunk, self.min_confidence = settings, query_chunk, min_confidence
+        self.loss_weights, self.affinity_radius, self.settings = loss_weights, affinity_radius, settings
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -82,9 +83,7 @@ class AIRM(nn.Module):
             "mapping": mapping,
             "loss_weights": weights,
             "affinity_radius": airm.AFFINITY_RADIUS,
-            "settings": Settings(**{name: airm[name.upper()] for name in Settings._fields}),
-            "query_chunk": airm.QUERY_CHUNK,
-            "min_confidence": airm.MIN_CONFIDENCE,
+            "settings": Settings(**{field.name: airm[field.name.upper()] for field in fields(Settings)}),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "freeze_encoder": bool(airm.FROZEN_ENCODER),
@@ -118,46 +117,75 @@ class AIRM(nn.Module):
             return self._losses(batched_inputs)
         return [{"refined_mask": self.refine(x["image"], x["coarse_mask"])} for x in batched_inputs]
 
-    def refine(self, image: Tensor, coarse_mask: Tensor, progress: bool = False) -> Tensor:
-        """Refine coarse masks of one image.
+    def refine(
+        self, image: Tensor, coarse_mask: Tensor, settings: Settings | None = None, progress: bool = False
+    ) -> Tensor:
+        """Refine coarse masks of one image, one after the other.
 
         Args:
             image: (3, H, W) RGB in [0, 255], of any size.
             coarse_mask: (N, H, W) in [0, 1], any number of masks of this image.
+            settings: by default those of the config.
             progress: whether to show a progress bar.
 
         Returns:
             (N, H, W) soft masks in [0, 1], float32; an empty coarse mask stays empty.
         """
         masks = coarse_mask.to(self.device, torch.float32)
-        coarse_to_fine = CoarseToFine(self._normalise(image), self._encode, self.settings, self.cell, progress)
-        refined = torch.cat([coarse_to_fine.refine(mask[None]) for mask in masks]) if len(masks) else masks
-        if self.min_confidence > 0:
-            refined = torch.where((2 * refined - 1).abs() < self.min_confidence, masks, refined)
-        return refined
+        passes = CoarseToFine(self.step, self.normalise(image)[None], settings or self.settings, progress)
+        return torch.cat([passes.refine(mask[None, None])[0] for mask in masks]) if len(masks) else masks
 
-    def _normalise(self, image: Tensor) -> Tensor:
-        return (image.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+    def refine_batch(self, images: Tensor, coarse_masks: Tensor, settings: Settings | None = None) -> Tensor:
+        """Refine a mask of each of several images of one size in common passes, as :meth:`refine` does one of them.
 
-    def _encode(self, image: Tensor, mask: Tensor) -> Any:
-        features = self.encoder(torch.cat([image, 2 * mask - 1], dim=1))
-        parameters = self.mapping(features)
-        return lambda rows, cols: query_grid(features, parameters, rows, cols, self.query_chunk).sigmoid()
+        Args:
+            images: (B, 3, H, W) RGB in [0, 255].
+            coarse_masks: (B, H, W) in [0, 1] or boolean.
+            settings: by default those of the config.
+
+        Returns:
+            (B, H, W) soft masks in [0, 1], float32.
+        """
+        masks = coarse_masks.to(self.device, torch.float32)[:, None]
+        return CoarseToFine(self.step, self.normalise(images), settings or self.settings).refine(masks)[:, 0]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(..., 3, H, W) RGB in [0, 255] to what the encoder takes, on the model's device."""
+        return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+
+    def encoder_input(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Join normalised (B, 3, H, W) images and (B, 1, H, W) masks in [0, 1] to (B, 4, H, W)."""
+        return torch.cat([images, 2 * masks - 1], dim=1)
+
+    def query(self, features: Tensor, rows: Tensor, cols: Tensor, chunk: int | None = None) -> Tensor:
+        """Return (B, 1, R, C) logits that the mapping has for F on a grid; see :func:`query_grid`."""
+        return query_grid(features, self.mapping(features), rows, cols, self.cell, chunk)
+
+    def step(self, images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int | None = None) -> Tensor:
+        """Take one step of refinement, Fig. 3 from left to right: encode, predict the mapping, ask it.
+
+        Args:
+            images, masks: normalised (B, 3, H, W), and (B, 1, H, W) in [0, 1]; sides are multiples of 16.
+            rows, cols: (R,) and (C,) positions to ask for, in a frame in which the images span [-1, 1].
+            chunk: positions asked for at once; None for all.
+
+        Returns:
+            (B, 1, R, C) refined masks in [0, 1].
+        """
+        return self.query(self.encoder(self.encoder_input(images, masks)), rows, cols, chunk).sigmoid()
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        images = torch.stack([self._normalise(x["image"]) for x in batched_inputs])
+        images = self.normalise(torch.stack([x["image"].to(self.device) for x in batched_inputs]))
         coarse, masks = (
             torch.stack([x[key].to(self.device) for x in batched_inputs]) for key in ("coarse_mask", "mask")
         )
-        inputs = torch.cat([images, 2 * coarse - 1], dim=1)
+        inputs = self.encoder_input(images, coarse)
         losses = {}
         if self.encoder.affinity is None:
             features = self.encoder(inputs)
         else:
             features, affinity, grid = self.encoder.forward_with_affinity(inputs)
             losses["affinity"] = affinity_loss(affinity, masks, grid, self.affinity_radius)
-        rows, cols = (Axis(pixel_centres(n, features), self.cell) for n in masks.shape[2:])
-        pixels = masks.shape[2] * masks.shape[3]
-        logits = query_grid(features, self.mapping(features), rows, cols, pixels)
-        losses |= mapping_losses(logits, masks)
+        rows, cols = (pixel_centres(n, features) for n in masks.shape[2:])
+        losses |= mapping_losses(self.query(features, rows, cols), masks)
         return {f"loss_{name}": self.loss_weights[name] * loss for name, loss in losses.items()}

@@ -10,7 +10,8 @@ In short:
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Refiner:
-    """A trained AIRM, from an image and its coarse masks to refined masks."""
+    """A trained AIRM, from an image and its coarse masks to refined masks; several threads may use one."""
 
     model: AIRM
 
@@ -81,12 +82,11 @@ class Refiner:
             raise UserError(f"min_confidence is {min_confidence}; it lies in [0, 1]")
         self.model = build_model(cfg).eval()
         load_trained(self.model, os.fspath(weights))
+        self.settings, self.max_memory = self.model.settings, max_memory
         if tile_size is not None:
-            self.model.settings = self.model.settings._replace(tile_size=int(tile_size))
+            self.settings = replace(self.settings, tile_size=int(tile_size))
         if min_confidence is not None:
-            self.model.min_confidence = min_confidence
-        self.max_memory = max_memory
-        self._settings, self._query_chunk = self.model.settings, self.model.query_chunk
+            self.settings = replace(self.settings, min_confidence=min_confidence)
 
     def refine(
         self,
@@ -143,23 +143,42 @@ class Refiner:
                     "`labels == k`",
                     mask.max(),
                 )
+        size, settings = pixels.shape[:2], self.settings
         if self.max_memory is not None:
-            settings, chunk = limit_memory(
-                self.max_memory, pixels.shape[:2], len(coarse), self._settings, self._query_chunk
-            )
-            self.model.settings, self.model.query_chunk = settings, chunk
-        progress = progress and pixels.shape[0] * pixels.shape[1] >= LARGE
-        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        try:
-            with torch.no_grad():
-                return self.model.refine(image, torch.from_numpy(coarse), progress).cpu().numpy()
-        except RuntimeError as e:
-            if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
-                raise
-            raise UserError(
-                f"no memory left for an image of {pixels.shape[1]} x {pixels.shape[0]} pixels; set max_memory "
-                "(--max-memory) or a smaller tile_size (--tile-size)"
-            ) from None
+            settings = limit_memory(self.max_memory, size, len(coarse), settings)
+        progress = progress and size[0] * size[1] >= LARGE
+        image, masks = torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(coarse)
+        return _run(size, lambda: self.model.refine(image, masks, settings, progress))
+
+    def refine_batch(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
+        """Refine one mask of each of several images of one size in common passes; ``max_memory`` is not looked at.
+
+        Args:
+            images: B arrays of (H, W, 3) uint8 RGB.
+            masks: B arrays of (H, W), boolean or in [0, 1].
+
+        Returns:
+            (B, H, W) float32 probabilities.
+
+        Raises:
+            UserError: if memory runs out.
+        """
+        pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+        coarse = torch.from_numpy(np.stack(masks))
+        return _run(masks[0].shape, lambda: self.model.refine_batch(pixels, coarse, self.settings))
+
+
+def _run(size: tuple[int, ...], refine: Callable[[], torch.Tensor]) -> np.ndarray:
+    """Return what refining images of (H, W) gives, or say that it takes too much memory."""
+    try:
+        return refine().cpu().numpy()
+    except RuntimeError as e:
+        if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
+            raise
+        raise UserError(
+            f"no memory left for an image of {size[1]} x {size[0]} pixels; set max_memory (--max-memory) or a smaller "
+            "tile_size (--tile-size)"
+        ) from None
 
 
 def _find_device(device: str | torch.device) -> torch.device:

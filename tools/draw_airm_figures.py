@@ -111,8 +111,8 @@ def parameters(args: argparse.Namespace) -> tuple[Figure, Any]:
 def coarse_to_fine(args: argparse.Namespace) -> tuple[Figure, Any]:
     files = {"file_name": args.image, "coarse_file_name": args.mask, "mask_file_name": args.truth}
     sample = RefinementDatasetMapper(is_train=False)({**files, "image_id": args.image})
-    model = Refiner(args.weights, args.device, args.config, args.tile_size).model
-    steps = refinement_steps(model, sample["image"], sample["coarse_mask"])
+    refiner = Refiner(args.weights, args.device, args.config, args.tile_size)
+    steps = refinement_steps(refiner.model, sample["image"], sample["coarse_mask"], refiner.settings)
     if not steps:
         raise UserError(f"{args.mask}: an empty mask has nothing to refine")
     coarse = sample["coarse_mask"][0].numpy()

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from pixelmask.errors import UserError
 
+from ..coarse_to_fine import ALIGNMENT, SMALLEST_SIDE
 from ..data.dataset_mapper import RefinementDatasetMapper
 from ..data.datasets import CustomSet
 from ..data.synthetic_dataset import is_synthetic_name, register_synthetic
 from ..meta_arch import AIRM
-from ..tiling import ALIGNMENT, SMALLEST_SIDE
 
 MAX_SIDE = 512
 LARGEST_SIDE = 1024
@@ -42,8 +42,9 @@ def encoder_input(model: AIRM, image: Tensor, coarse_mask: Tensor, max_side: int
     scale = min(1.0, max_side / max(image.shape[1:]))
     largest = max_side // ALIGNMENT * ALIGNMENT
     sides = [min(max(round(n * scale / ALIGNMENT) * ALIGNMENT, SMALLEST_SIDE), largest) for n in image.shape[1:]]
-    inputs = torch.cat([model._normalise(image), 2 * coarse_mask.to(model.device, torch.float32) - 1])
-    return F.interpolate(inputs[None], tuple(sides), mode="bilinear", antialias=True)
+    mask = coarse_mask.to(model.device, torch.float32)
+    inputs = model.encoder_input(model.normalise(image)[None], mask[None])
+    return F.interpolate(inputs, tuple(sides), mode="bilinear", antialias=True)
 
 
 def load_dicts(argument: str) -> list[dict[str, Any]]:

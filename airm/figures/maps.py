@@ -45,8 +45,7 @@ def position_maps(
     x, y = position
     if not (0 <= x < width and 0 <= y < height):
         raise UserError(f"position {x} {y} is outside the image, which has {width} x {height} pixels")
-    encoder = model.encoder
-    inputs = encoder_input(model, image, coarse_mask, max_side)
+    encoder, inputs = model.encoder, encoder_input(model, image, coarse_mask, max_side)
     attention, affinity = None, None
     if isinstance(encoder.backbone, MixTransformer):
         stages, attention = encoder.backbone.forward_with_attention(inputs)

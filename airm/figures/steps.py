@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from pixelmask.drawing import find_largest_change
 from pixelmask.errors import UserError
 
-from ..coarse_to_fine import CoarseToFine
+from ..coarse_to_fine import CoarseToFine, GridAxis, Settings, Tile
 from ..evaluation import intersection_and_union, mean_boundary_accuracy
 from ..meta_arch import AIRM
-from ..tiling import GridAxis, Span, split_axis
 
 ZOOM_SHARE = 10  # an enlarged part is this share of the image's sides
 
@@ -35,19 +34,20 @@ class Step(NamedTuple):
     """(H, W) float32 in [0, 1]: the answer, enlarged from the resolution of the next ratio to the image's."""
 
 
-def refinement_steps(model: AIRM, image: Tensor, coarse_mask: Tensor) -> list[Step]:
-    """Refine a coarse mask with the model's settings, and keep what each ratio answers.
+def refinement_steps(model: AIRM, image: Tensor, coarse_mask: Tensor, settings: Settings | None = None) -> list[Step]:
+    """Refine a coarse mask, and keep what each ratio answers.
 
     Args:
         model: in evaluation mode.
         image: (3, H, W) RGB in [0, 255].
         coarse_mask: (1, H, W) in [0, 1]; if it is empty, there are no steps.
+        settings: by default the model's.
 
     Returns:
         the ratios, the lowest first. The last one's mask is what :meth:`AIRM.refine` returns without MIN_CONFIDENCE.
     """
-    recorder = _RecordingPass(model._normalise(image), model._encode, model.settings, model.cell)
-    recorder.refine(coarse_mask.to(model.device, torch.float32))
+    recorder = _RecordingPass(model.step, model.normalise(image)[None], settings or model.settings)
+    recorder.refine(coarse_mask.to(model.device, torch.float32)[None])
     return recorder.steps
 
 
@@ -57,29 +57,23 @@ class _RecordingPass(CoarseToFine):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.steps: list[Step] = []
-        self._encoded: list[Box] = []
 
-    def _step(self, level: int, mask: Tensor, sizes: Sequence[int]) -> Tensor:
-        self._encoded = []
-        answer = super()._step(level, mask, sizes)
-        grid, settings = self.grids[level], self.settings
-        rows, cols = (len(split_axis(axis.padded, settings.tile_size, settings.tile_halo)) for axis in grid)
-        encoded = [_clip(box, grid) for box in self._encoded]
-        full = F.interpolate(answer, (grid[0].full, grid[1].full), mode="bilinear", align_corners=False)
-        self.steps.append(Step((grid[0].size, grid[1].size), encoded, rows * cols, full[0, 0].cpu().numpy()))
-        return answer
-
-    def _query(self, query: Any, targets: Any, answered: Any, tile: Sequence[Span]) -> Tensor:
-        rows, cols = tile
-        self._encoded.append((cols.low, rows.low, cols.high, rows.high))
-        return super()._query(query, targets, answered, tile)
+    def refine_ratio(self, level: int, masks: Tensor) -> tuple[Tensor, list[Tile]]:
+        answer, tiles = super().refine_ratio(level, masks)
+        rows, cols = grid = self.grids[level]
+        full = F.interpolate(answer, (rows.full, cols.full), mode="bilinear", align_corners=False)
+        encoded = [_core(tile, grid) for tile in tiles]
+        size = rows.size, cols.size
+        self.steps.append(Step(size, encoded, len(self.tiles(level)), full[0, 0].cpu().numpy()))
+        return answer, tiles
 
 
-def _clip(box: Box, grid: Sequence[GridAxis]) -> Box:
-    """Return where a box of the padded grid lies in the image, in its pixels."""
+def _core(tile: Tile, grid: Sequence[GridAxis]) -> Box:
+    """Return where the core of a tile lies in the image, in its pixels."""
+    rows, cols = grid
+    ends = (tile.cols.low, cols), (tile.rows.low, rows), (tile.cols.high, cols), (tile.rows.high, rows)
     x0, y0, x1, y1 = (
-        min(max((end - axis.before) * axis.full / axis.size, 0.0), float(axis.full))
-        for end, axis in zip(box, (grid[1], grid[0], grid[1], grid[0]), strict=True)
+        min(max((end - axis.before) * axis.full / axis.size, 0.0), float(axis.full)) for end, axis in ends
     )
     return x0, y0, x1, y1
 

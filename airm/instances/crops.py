@@ -20,18 +20,14 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
-from torch import Tensor
 
 from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 from pixelmask.rle import decode, encode, to_rle
 
-from ..coarse_to_fine import CoarseToFine
-from ..meta_arch import AIRM
-from ..query import query_grid
+from ..coarse_to_fine import grid_axis
 from ..refine.memory import estimate_peak
 from ..refiner import Refiner
-from ..tiling import grid_axis
 
 SMALLEST_MARGIN = 32  # pixels around an instance; below, the network sees next to nothing of what is not the object
 SIDE_STEP = 32  # sides of crops are multiples of this where the image allows it, so that several have one size
@@ -156,11 +152,10 @@ class InstanceRefiner:
         for batch in self._make_batches(windows):
             coarse = [read(i)[windows[i]].copy() for i in batch]
             crops = [pixels[windows[i]] for i in batch]
-            if len(batch) == 1:
+            if len(batch) == 1:  # with the tiles that the memory limit asks for
                 refined = self.refiner.refine(crops[0], coarse, soft=True)
             else:
-                images = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())
-                refined = refine_batch(self.refiner.model, images, torch.from_numpy(np.stack(coarse))).cpu().numpy()
+                refined = self.refiner.refine_batch(crops, coarse)
             for i, before, after in zip(batch, coarse, refined, strict=True):
                 yield i, windows[i], before, after >= 0.5
 
@@ -178,7 +173,7 @@ class InstanceRefiner:
         """Return how many crops of (height, width) make a batch: 1 if it would be tiled, or too large with a second."""
         if self.batch_size == 1:
             return 1
-        settings, limit = self.refiner.model.settings, self.refiner.max_memory
+        settings, limit = self.refiner.settings, self.refiner.max_memory
         height, width = (grid_axis(n, settings.ratios[-1], settings.padding).padded for n in size)
         largest = BATCH_PIXELS
         if settings.tile_size:
@@ -187,8 +182,8 @@ class InstanceRefiner:
                 return 1
         number = max(1, min(self.batch_size, largest // (height * width)))
         while limit is not None and number > 1:
-            chunk = self.refiner.model.query_chunk
-            if estimate_peak((number * size[0], size[1]), 1, number * height * width, chunk) <= limit * 2**30:
+            peak = estimate_peak((number * size[0], size[1]), 1, number * height * width, settings.query_chunk)
+            if peak <= limit * 2**30:
                 break
             number -= 1
         return number
@@ -230,33 +225,6 @@ def _grow(start: int, length: int, margin: int, limit: int) -> slice:
     length = min(limit, -(-(high - low) // SIDE_STEP) * SIDE_STEP)
     low = min(max(0, (low + high - length) // 2), limit - length)
     return slice(low, low + length)
-
-
-@torch.no_grad()
-def refine_batch(model: AIRM, images: Tensor, masks: Tensor) -> Tensor:
-    """Refine the masks of several images of one size in common passes, as ``model.refine`` does one of them.
-
-    The coarse-to-fine procedure knows single images: theirs here are its channels, which it resizes one by one.
-
-    Args:
-        model: in tiles (its settings), one that is decided in some of the masks is encoded for these, too.
-        images: (B, 3, H, W) RGB in [0, 255].
-        masks: (B, H, W), not empty, in [0, 1] or boolean.
-
-    Returns:
-        (B, H, W) soft masks in [0, 1], float32.
-    """
-    number, coarse = len(masks), masks.to(model.device, torch.float32)
-    chunk = max(1, model.query_chunk // number)
-
-    def encode_all(image: Tensor, mask: Tensor) -> Callable[..., Tensor]:
-        features = model.encoder(torch.cat([image[0].unflatten(0, (number, 3)), 2 * mask[0, :, None] - 1], dim=1))
-        parameters = model.mapping(features)
-        return lambda rows, cols: query_grid(features, parameters, rows, cols, chunk).sigmoid().transpose(0, 1)
-
-    pixels = (images.to(model.device, torch.float32) - model.pixel_mean) / model.pixel_std
-    refined = CoarseToFine(pixels.flatten(0, 1), encode_all, model.settings, model.cell).refine(coarse)
-    return torch.where((2 * refined - 1).abs() < model.min_confidence, coarse, refined)
 
 
 def _box_of(mask: np.ndarray) -> Box | None:

@@ -1,9 +1,10 @@
 """How much memory refinement takes, and settings that keep it below a limit."""
 
+from dataclasses import replace
+
 from pixelmask.errors import UserError
 
-from ..coarse_to_fine import Settings
-from ..tiling import ALIGNMENT, grid_axis
+from ..coarse_to_fine import ALIGNMENT, Settings, grid_axis
 
 SMALLEST_TILE = 128
 """Tiles below this are mostly halo: the work grows, and what the network sees of the object shrinks."""
@@ -30,18 +31,13 @@ def estimate_peak(size: tuple[int, int], masks: int, encoded: int, query_chunk: 
     return FIXED + image + max(PER_ENCODED_PIXEL * encoded, PER_FEATURE_PIXEL * encoded + PER_QUERY * query_chunk)
 
 
-def limit_memory(
-    max_memory: float, size: tuple[int, int], masks: int, settings: Settings, query_chunk: int
-) -> tuple[Settings, int]:
+def limit_memory(max_memory: float, size: tuple[int, int], masks: int, settings: Settings) -> Settings:
     """Choose the largest tiles, whole images first, whose estimated peak stays within ``max_memory``.
 
     Args:
         max_memory: GiB.
         size, masks: see :func:`estimate_peak`.
-        settings, query_chunk: those of the model; neither tile nor chunk becomes larger than theirs.
-
-    Returns:
-        settings and query chunk to use.
+        settings: neither tiles nor chunk become larger than theirs.
 
     Raises:
         UserError: if the smallest tiles would take more; it names the least that is enough.
@@ -51,10 +47,10 @@ def limit_memory(
     sides = range(largest, min(largest, SMALLEST_TILE) - 1, -ALIGNMENT)
     for side in sides:
         encoded = min(side, padded[0]) * min(side, padded[1])
-        chunk = min(query_chunk, max(encoded // QUERY_SHARE, SMALLEST_CHUNK))
+        chunk = min(settings.query_chunk, max(encoded // QUERY_SHARE, SMALLEST_CHUNK))
         peak = estimate_peak(size, masks, encoded, chunk)
         if peak <= max_memory * 2**30:
-            return settings._replace(tile_size=0 if side >= max(padded) else side), chunk
+            return replace(settings, tile_size=0 if side >= max(padded) else side, query_chunk=chunk)
     several = f" and {masks} masks" if masks > 1 else ""
     raise UserError(
         f"max_memory is {max_memory:g} GiB, but an image of {size[1]} x {size[0]} pixels{several} takes at least "

@@ -1,15 +1,18 @@
-"""The shortcuts of inference against the plain procedure: every pixel queried, no tiles."""
+"""The shortcuts of inference against the plain procedure: every pixel queried, no tiles; and what tiles cover."""
 
+import itertools
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from airm.coarse_to_fine import CoarseToFine, Settings
+from airm.coarse_to_fine import ALIGNMENT, CoarseToFine, Settings, grid_axis, resize_reads, split_axis
+from airm.implicit_mapping import query_grid
 from airm.meta_arch import AIRM
-from airm.query import Axis, query_grid
-from airm.tiling import grid_axis
 from tests.support.models import disc, tiny_airm_cfg
 
 
@@ -43,8 +46,8 @@ def plain_refinement(model: AIRM, image: Tensor, mask: Tensor) -> Tensor:
         axes = []
         for axis, n in zip(grid, (height, width), strict=True):
             centres = (torch.arange(n) + 0.5) / n * axis.size + axis.before  # in pixels of the padded grid
-            axes.append(Axis(2 * centres / axis.padded - 1, 0.5))
-        mask = query_grid(features, model.mapping(features), *axes, 10**9).sigmoid()
+            axes.append(2 * centres / axis.padded - 1)
+        mask = query_grid(features, model.mapping(features), *axes, cell=0.5).sigmoid()
     return mask[0]
 
 
@@ -79,27 +82,43 @@ def test_several_masks_are_as_each_alone():
         torch.testing.assert_close(together[i : i + 1], model.refine(image, masks[i : i + 1]))
 
 
+@pytest.mark.parametrize("tile_size", [0, 96])
+@pytest.mark.parametrize("width", [120, 450])  # one ratio, and two of them
+def test_batches_are_single_ones(width, tile_size):
+    model, size = make_model(TILE_SIZE=tile_size, UNDECIDED=0.0), (60, width)
+    images = torch.randint(255, (4, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    masks = torch.stack([disc(*size, (60, 30), radius) for radius in (10, 15, 20, 0)])
+    expected = torch.cat([model.refine(i, m[None]) for i, m in zip(images, masks, strict=True)])
+    refined = model.refine_batch(images, masks)
+    assert (expected[:3] - expected[:1]).abs().max() > 1e-3  # of different answers
+    assert not refined[3].any()  # an empty mask stays empty among others
+    torch.testing.assert_close(refined, expected, atol=1e-5, rtol=0)
+    assert torch.equal(model.refine_batch(images, masks, replace(model.settings, min_confidence=1.0)), masks.float())
+
+
 def smoother(calls: list[tuple[int, int]]):
-    """An encoder whose answer is the mask it sees: what tiles and resizing do to it is all there is to see."""
+    """A network whose answer is the mask it sees: what tiles and resizing do to it is all there is to see."""
 
-    def encode(image: Tensor, mask: Tensor):
-        calls.append(tuple(mask.shape[2:]))
+    def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
+        calls.append(tuple(masks.shape[2:]))
+        y, x = torch.meshgrid(rows, cols, indexing="ij")
+        return F.grid_sample(masks, torch.stack([x, y], -1)[None], align_corners=False, padding_mode="border")
 
-        def answer(rows: Axis, cols: Axis) -> Tensor:
-            y, x = torch.meshgrid(rows.positions, cols.positions, indexing="ij")
-            return F.grid_sample(mask, torch.stack([x, y], -1)[None], align_corners=False, padding_mode="border")
+    return step
 
-        return answer
 
-    return encode
+def refine_smoothly(mask: Tensor, calls: list[tuple[int, int]], settings: Settings) -> Tensor:
+    """(1, H, W) refined by the smoother."""
+    images = torch.zeros(1, 3, *mask.shape[1:])
+    return CoarseToFine(smoother(calls), images, settings).refine(mask[None])[0]
 
 
 def test_tiles_put_each_answer_in_its_place():
     ramp = torch.linspace(0.2, 0.8, 400)[None, :, None] * torch.linspace(0.5, 1, 520)[None, None]
-    image, whole_calls, tile_calls = torch.zeros(3, 400, 520), [], []
+    whole_calls, tile_calls = [], []
     settings = Settings(ratios=(0.5, 1.0), min_size_test=0)
-    whole = CoarseToFine(image, smoother(whole_calls), settings, 0.5).refine(ramp)
-    tiled = CoarseToFine(image, smoother(tile_calls), settings._replace(tile_size=128), 0.5).refine(ramp)
+    whole = refine_smoothly(ramp, whole_calls, settings)
+    tiled = refine_smoothly(ramp, tile_calls, replace(settings, tile_size=128))
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(whole, ramp, rtol=0, atol=4e-3)  # bilinear resizing levels the edges off
     assert len(whole_calls) == 2 and set(tile_calls) == {(128, 128)} and len(tile_calls) > 20
@@ -110,7 +129,7 @@ def test_above_the_first_ratio_only_the_boundary_is_refined():
     mask = torch.zeros(1, 512, 512)
     mask[:, 100:, 256:] = 1
     settings = Settings(ratios=(0.25, 1.0), min_size_test=0, tile_size=96, tile_halo=16)
-    refined = CoarseToFine(torch.zeros(3, 512, 512), smoother(calls), settings, 0.5).refine(mask)
+    refined = refine_smoothly(mask, calls, settings)
     tiles = len(calls)
     # At the first ratio 4 windows cover 144 pixels; at the second 9 x 9 of 96 pixels cover 560, and of these the
     # boundary, an L through two thirds of them, crosses at most 3 columns and 3 rows
@@ -123,19 +142,19 @@ def test_tiles_are_near_the_whole_image():
     model = make_model(TILE_HALO=48, MIN_SIZE_TEST=0)
     image, mask = make_input(300, 420)
     whole = model.refine(image, mask)
-    model.settings = model.settings._replace(tile_size=192)
+    tiled = model.refine(image, mask, replace(model.settings, tile_size=192))
     # Untrained weights, whose predicted parameters differ from tile to tile: 0.016 was measured. Answers 40 pixels off
     # their place differ by 0.04
-    assert (model.refine(image, mask) - whole).abs().mean() < 0.02
+    assert 0 < (tiled - whole).abs().mean() < 0.02
 
 
 def test_ratios_below_the_smallest_size_are_left_out():
     calls: list[tuple[int, int]] = []
     mask = make_input(200, 300)[1]
-    CoarseToFine(torch.zeros(3, 200, 300), smoother(calls), Settings(min_size_test=150), 0.5).refine(mask)
+    refine_smoothly(mask, calls, Settings(min_size_test=150))
     assert len(calls) == 2  # 0.5 and 1 of 300 pixels
     calls.clear()
-    CoarseToFine(torch.zeros(3, 200, 300), smoother(calls), Settings(min_size_test=1000), 0.5).refine(mask)
+    refine_smoothly(mask, calls, Settings(min_size_test=1000))
     assert len(calls) == 1
 
 
@@ -148,16 +167,59 @@ def test_chunks_bound_what_is_evaluated_at_once(monkeypatch):
     refined = model.refine(image, mask)
     assert max(largest[1:]) <= 2000 and largest[0] == (320 + 64) // 4 * (240 + 64) // 4
     monkeypatch.undo()
-    model.query_chunk = 10**9
-    torch.testing.assert_close(model.refine(image, mask), refined, rtol=0, atol=1e-6)
+    at_once = model.refine(image, mask, replace(model.settings, query_chunk=10**9))
+    torch.testing.assert_close(at_once, refined, rtol=0, atol=1e-6)
 
 
 def test_guard_keeps_the_coarse_mask_where_the_model_is_not_sure():
     image, mask = make_input(64, 64)
     model = make_model()
     soft = model.refine(image, mask)
-    model.min_confidence = (2 * soft - 1).abs().median().item()
-    guarded = model.refine(image, mask)
-    sure = (2 * soft - 1).abs() >= model.min_confidence
+    limit = (2 * soft - 1).abs().median().item()
+    guarded = model.refine(image, mask, replace(model.settings, min_confidence=limit))
+    sure = (2 * soft - 1).abs() >= limit
     assert sure.any() and not sure.all()
     assert torch.equal(guarded[sure], soft[sure]) and torch.equal(guarded[~sure], mask[~sure])
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(40, 10), (41, 10), (9, 4), (7, 7), (5, 13), (1, 6), (6, 1)])
+def test_reads_are_those_of_interpolate(n_in, n_out):
+    x = torch.rand(n_in)
+    (first, second), share = resize_reads(n_in, n_out, x.device)
+    ours = (1 - share) * x[first] + share * x[second]
+    theirs = F.interpolate(x[None, None, None], (1, n_out), mode="bilinear", align_corners=False)[0, 0, 0]
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 33, 224, 1706, 2560, 4001])
+@pytest.mark.parametrize("ratio", [0.125, 0.25, 0.5, 1.0])
+def test_grids_are_aligned_and_reflect_the_image(n, ratio):
+    axis = grid_axis(n, ratio, 32)
+    assert axis.padded % ALIGNMENT == 0 and axis.padded >= 32 and axis.size == max(1, round(n * ratio))
+    # 32 pixels of the full resolution, but for the alignment
+    assert axis.padded - axis.size <= 64 * ratio or axis.padded <= max(32, axis.size + 15)
+    index = axis.reflect(torch.device("cpu"))
+    assert index[axis.before : axis.before + axis.size].tolist() == list(range(axis.size))
+    if axis.size > 1 and axis.before:
+        assert index[axis.before - 1] == 1  # the border repeats no pixel of the edge
+    # The centre of the image is the centre of its pixels
+    middle = axis.position(torch.tensor((n - 1) / 2))
+    assert middle.item() == pytest.approx(axis.before + axis.size / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "tile", "halo"), [(512, 512, 32), (528, 512, 32), (2624, 512, 32), (96, 64, 16), (4064, 384, 48)]
+)
+def test_windows_cover_the_grid_with_their_halo(n, tile, halo):
+    spans = split_axis(n, tile, halo)
+    covered = np.concatenate([np.arange(s.low, s.high) for s in spans])
+    assert covered.tolist() == list(range(n))
+    for span in spans:
+        assert span.stop - span.start == min(tile, n) and span.start % ALIGNMENT == 0
+        assert 0 <= span.start <= span.low and span.high <= span.stop <= n
+    for left, right in itertools.pairwise(spans):
+        assert left.stop - left.high >= halo - 1 and right.low - right.start >= halo - ALIGNMENT // 2
+
+
+def test_no_tiles_unless_asked_for():
+    assert len(split_axis(6000, 0, 32)) == 1
