@@ -31,6 +31,7 @@ from .refine.inputs import MaskLike, check_size, stack_masks, to_soft
 from .refine.memory import SMALLEST_TILE, limit_memory
 
 LARGE = 1_000_000  # pixels from which on progress is worth showing
+WAY_OUT = "Give the YAML file that the model was trained with (config=..., --config)"
 
 logger = logging.getLogger(__name__)
 
@@ -199,11 +200,11 @@ def _find_config(weights: Path, config: str | os.PathLike | None, device: torch.
         return load_cfg(os.fspath(config), opts)
     text = None if weights.suffix == ".pkl" else by_name(str(weights), read_torch(str(weights))).get("config")
     if isinstance(text, str):
-        return parse_cfg(text, f"{weights}", opts)
+        try:
+            return parse_cfg(text, f"{weights}", opts)
+        except UserError as e:
+            raise UserError(f"{e}. {WAY_OUT}") from None
     beside = weights.with_name("config.yaml")
     if not beside.is_file():
-        raise UserError(
-            f"no config for {weights}: it brings none along and there is no {beside}. Give the YAML file that it was "
-            "trained with (config=..., --config)"
-        )
+        raise UserError(f"no config for {weights}: it brings none along and there is no {beside}. {WAY_OUT}")
     return load_cfg(str(beside), opts)

@@ -60,25 +60,23 @@ def test_rest_of_the_encoder_is_what_fvcore_counts():
 
 def test_only_tiles_on_the_edge_of_the_mask_are_encoded():
     model = tiny_model(RATIOS=[0.5, 1.0], MIN_SIZE_TEST=0, PADDING=0, TILE_HALO=0)
-    mask = torch.zeros(1, 256, 256)
-    mask[:, :70, :60] = 1
+    mask = torch.zeros(1, 1, 256, 256)
+    mask[..., :70, :60] = 1
     # Four tiles of 64 a side at ratio 1: the square's edge is in (0, 0) and (1, 0), it fills neither
     assert pass_cost(model, (256, 256), 64, mask).tiles == [(4, 4), (2, 16)]
     # Nothing is refined of an empty mask
-    assert pass_cost(model, (256, 256), 64, torch.zeros(1, 256, 256)).total == 0
+    assert pass_cost(model, (256, 256), 64, torch.zeros(1, 1, 256, 256)).total == 0
 
 
 def test_every_ratio_starts_from_the_drawn_mask():
     model, seen = tiny_model(MIN_SIZE_TEST=0), []
-    encode = model._encode
 
-    def record(image, mask):
-        seen.append(mask)
-        return encode(image, mask)
+    def record(images, masks, *queries):
+        seen.append(masks)
+        return model.step(images, masks, *queries)
 
-    model._encode = record
     drawn = draw_mask(256, 256)
-    refined = DrawnMaskPass.of(model, torch.zeros(3, 256, 256)).refine(drawn)
+    refined = DrawnMaskPass(record, torch.zeros(1, 3, 256, 256), model.settings).refine(drawn)
     assert torch.equal(refined, drawn)
     for ratio, mask in zip((0.125, 0.25, 0.5, 1), seen, strict=True):
         border = (mask.shape[2] - round(256 * ratio)) // 2
@@ -88,8 +86,8 @@ def test_every_ratio_starts_from_the_drawn_mask():
 
 def test_drawn_mask_is_a_disc_of_radius_600_on_the_papers_image():
     mask = draw_mask(1706, 2560)
-    assert mask.shape == (1, 1706, 2560) and mask.sum().item() == pytest.approx(math.pi * 600**2, rel=1e-3)
-    assert mask[0, 853, [679, 681, 1878, 1881]].tolist() == [0, 1, 1, 0]
+    assert mask.shape == (1, 1, 1706, 2560) and mask.sum().item() == pytest.approx(math.pi * 600**2, rel=1e-3)
+    assert mask[0, 0, 853, [679, 681, 1878, 1881]].tolist() == [0, 1, 1, 0]
     assert draw_mask(1, 1).sum() == 1
 
 
@@ -101,8 +99,8 @@ def test_counting_leaves_the_model_as_it_was():
 
 def test_main_model_stays_within_its_limits():
     model = build_model(load_cfg("configs/airm/airm_mit_b1.yaml", ["MODEL.DEVICE", "cpu"])).eval()
-    assert num_parameters(model) <= 14.2e6
+    assert 13.9e6 < num_parameters(model) <= 14.2e6
     whole = pass_cost(model, (1706, 2560), 0)
-    assert whole.total <= 1900e9 and whole.attention > whole.total / 2
+    assert whole.total == pytest.approx(1881e9, abs=0.5e9) and whole.attention > whole.total / 2
     tiled = pass_cost(model, (1706, 2560), 512)
-    assert tiled.total <= 725e9 and tiled.tiles[-1] == (16, 24)
+    assert tiled.total == pytest.approx(614e9, abs=0.5e9) and tiled.tiles[-1] == (16, 24)

@@ -87,7 +87,8 @@ def test_several_masks_are_as_each_alone():
 def test_batches_are_single_ones(width, tile_size):
     model, size = make_model(TILE_SIZE=tile_size, UNDECIDED=0.0), (60, width)
     images = torch.randint(255, (4, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    masks = torch.stack([disc(*size, (60, 30), radius) for radius in (10, 15, 20, 0)])
+    masks = torch.stack([disc(*size, (60, 30), radius) for radius in (10, 15, 20, 20)])
+    masks[3] = False
     expected = torch.cat([model.refine(i, m[None]) for i, m in zip(images, masks, strict=True)])
     refined = model.refine_batch(images, masks)
     assert (expected[:3] - expected[:1]).abs().max() > 1e-3  # of different answers

@@ -1,5 +1,7 @@
 """Exported refinement steps, run by onnxruntime and by PyTorch, against AIRM's own refinement."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 
 from airm import Refiner
-from airm.coarse_to_fine import CoarseToFine, Settings
+from airm.coarse_to_fine import Settings
 from airm.exported import ExportedRefiner, RefinementStep, check_refiner, export_refiner
 from patchdct.mask_network import MaskNetwork, export_mask_branch
 from pixelmask.config import load_cfg
@@ -55,8 +57,7 @@ def export(model, path, size=None, queries=False) -> ExportedFile:
 
 def eager_step(model, image, mask):
     """AIRM's own refinement at ratio 1, without a border, of a (1, 3, H, W) image and a (1, 1, H, W) mask."""
-    settings = Settings(ratios=[1.0], padding=0)
-    return CoarseToFine(model._normalise(image[0]), model._encode, settings, model.cell).refine(mask[0])[None]
+    return model.refine(image[0], mask[0], Settings(ratios=[1.0], padding=0))[None]
 
 
 def draw(height, width):
@@ -171,8 +172,9 @@ def test_tiles_and_several_masks_as_the_refiner(checkpoint, queries):
 def test_unsure_pixels_keep_the_coarse_mask(checkpoint, queries):
     pixels, coarse = picture(70, 90)
     exported = ExportedRefiner(queries)
-    exported.min_confidence = float(np.median(np.abs(2 * exported.refine(pixels, coarse) - 1)))
-    expected = Refiner(checkpoint, min_confidence=exported.min_confidence).refine(pixels, coarse, soft=True)
+    limit = float(np.median(np.abs(2 * exported.refine(pixels, coarse) - 1)))
+    exported.settings = replace(exported.settings, min_confidence=limit)
+    expected = Refiner(checkpoint, min_confidence=limit).refine(pixels, coarse, soft=True)
     different = np.abs(exported.refine(pixels, coarse) - expected) > TOLERANCE
     assert different.mean() < 0.001  # a pixel may lie on the limit
     assert 0.4 < (expected == coarse).mean() < 0.6
@@ -180,8 +182,8 @@ def test_unsure_pixels_keep_the_coarse_mask(checkpoint, queries):
 
 @pytest.mark.slow
 def test_file_of_fixed_size_refines_in_its_tiles(checkpoint, tmp_path):
-    refiner = Refiner(checkpoint, tile_size=128)
-    refiner.model.settings = refiner.model.settings._replace(ratios=[0.5, 1.0])
+    (tmp_path / "config.yaml").write_text(small_cfg(**{**SEVERAL_RATIOS, "RATIOS": [0.5, 1.0]}).dump())
+    refiner = Refiner(checkpoint, config=tmp_path / "config.yaml", tile_size=128)
     path = tmp_path / "tile.pt2"
     export(refiner.model, path, (128, 128), queries=True)
     pixels, coarse = picture(230, 300)

@@ -1,6 +1,10 @@
+"""The mapping's weights, and its evaluation on a grid against Eq. 2 and 5 written out, one position at a time."""
+
+import pytest
 import torch
 
-from airm.implicit_mapping import AIRMF, SIRMF
+from airm.implicit_mapping import AIRMF, SIRMF, layer_shapes, neighbours, pixel_centres, query_grid
+from tests.support.equations import literal_logit
 
 WIDTHS = [32, 32, 32, 32]
 
@@ -58,3 +62,74 @@ def test_shared_weights_do_not_depend_on_the_features():
     first, second = mapping(features(2)), mapping(torch.zeros(1, 256, 4, 4))
     assert all(torch.equal(a, b) for p, q in zip(first, second, strict=True) for a, b in zip(p, q, strict=True))
     assert first[0][0].shape == (1, 32, 262)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_grid_equals_the_equation(adaptive):
+    torch.manual_seed(0)
+    features = torch.randn(2, 6, 5, 7)
+    mapping = AIRMF(6, [8, 8], rank=4, channels=[4]) if adaptive else SIRMF(6, [8, 8])
+    parameters = mapping.eval()(features)
+    # Beyond the outermost positions (at 0.8 and 6/7), between two, unevenly spaced
+    rows = torch.tensor([-0.97, -0.5, -0.11, 0.3, 0.93])
+    cols = torch.tensor([-0.99, -0.62, 0.05, 0.41, 0.77, 0.98])
+    expected = [
+        literal_logit(features, parameters, sample, (y, x), 0.25)
+        for sample in range(2)
+        for y in rows.tolist()
+        for x in cols.tolist()
+    ]
+    for chunk in (1, 13, 1000, None):
+        logits = query_grid(features, parameters, rows, cols, 0.25, chunk)
+        torch.testing.assert_close(logits, torch.tensor(expected).view(2, 1, 5, 6), rtol=0, atol=1e-5)
+
+
+def test_answer_at_a_feature_position_is_that_positions():
+    torch.manual_seed(0)
+    features = torch.randn(1, 3, 4, 4)
+    parameters = SIRMF(3, [8])(features)
+    centres = pixel_centres(4, features)
+    logits = query_grid(features, parameters, centres, centres, 0.5, 100)
+    (first, b1), (second, b2) = parameters
+    inputs = torch.cat([features[0, :, 2, 3], torch.tensor([0.0, 0.0, 0.25, 0.75, 0.5, 0.5])])
+    expected = second[0] @ (first[0] @ inputs + b1[0]).relu() + b2[0]
+    torch.testing.assert_close(logits[0, 0, 2, 3], expected[0])
+
+
+def test_outermost_position_itself_has_two_like_neighbours():
+    # Both neighbours of q are the only position, at no distance: the weights are no 0/0
+    near = neighbours(torch.tensor([0.0]), 1)
+    assert near.indices.tolist() == [[0], [0]] and near.weights.sum() == 1 and near.offsets.tolist()[0] == [0]
+
+
+def test_neighbours_by_hand():
+    # Four positions at -0.75, -0.25, 0.25, 0.75; q = -0.125 is a quarter of the way from the second to the third
+    near = neighbours(torch.tensor([-0.125, -1.0]), 4)
+    assert near.indices.tolist() == [[1, 0], [2, 0]]
+    torch.testing.assert_close(near.offsets, torch.tensor([[-0.5, 1.0], [1.5, 1.0]]))
+    torch.testing.assert_close(near.weights, torch.tensor([[0.75, 0.5], [0.25, 0.5]]))
+
+
+def test_gradients_reach_features_and_parameters():
+    torch.manual_seed(0)
+    features = torch.randn(2, 4, 3, 3, requires_grad=True)
+    mapping = AIRMF(4, [8, 8], rank=2, channels=[4])
+    centres = pixel_centres(12, features)
+    query_grid(features, mapping(features), centres, centres, 0.5, 50).sum().backward()
+    assert features.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in mapping.parameters())
+
+
+def test_bfloat16_autocast_is_near_float32():
+    torch.manual_seed(0)
+    features = torch.randn(1, 16, 8, 8)
+    parameters = SIRMF(16, [32, 32])(features)
+    centres = pixel_centres(64, features)
+    exact = query_grid(features, parameters, centres, centres, 0.5, 500)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = query_grid(features, parameters, centres, centres, 0.5, 500)
+    assert (exact - near).abs().max() < 0.1 and (exact - near).abs().max() > 0
+
+
+def test_first_layer_takes_features_and_six_coordinates():
+    assert layer_shapes(256, [32, 32, 32, 32]) == [(32, 262), (32, 32), (32, 32), (32, 32), (1, 32)]

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from airm.evaluation.metrics import mean_boundary_accuracy
-from airm.instances.crops import InstanceRefiner, RefinedPredictor, find_window, refine_batch
+from airm.instances.crops import InstanceRefiner, RefinedPredictor, find_window
 from airm.instances.evaluation import compare_instances
 from airm.instances.work import read_truth
 from airm.refiner import Refiner
@@ -149,29 +150,14 @@ def test_crops_show_the_image_around_the_instance():
     np.testing.assert_array_equal(crop, IMAGE[27:123, 22:118])
 
 
-@pytest.mark.parametrize("width", [120, 450])  # one ratio, and two of them
-def test_batches_are_single_ones(refiner, width):
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 255, (3, 3, 60, width), dtype=torch.uint8, generator=generator)
-    masks = torch.stack([disc(60, width, (60, 30), 10 + 5 * k) for k in range(3)])
-    expected = torch.cat([refiner.model.refine(i, m[None]) for i, m in zip(images, masks, strict=True)]).detach()
-    assert (expected - expected[:1]).abs().max() > 1e-3  # of different answers
-    torch.testing.assert_close(refine_batch(refiner.model, images, masks), expected, atol=1e-5, rtol=0)
-    refiner.model.min_confidence = 1.0
-    try:
-        assert torch.equal(refine_batch(refiner.model, images, masks), masks.float())
-    finally:
-        refiner.model.min_confidence = 0.0
-
-
 def test_batch_size_does_not_matter(refiner, monkeypatch):
     sizes = []
 
-    def counted(model, images, masks):
+    def counted(images, masks):
         sizes.append(len(masks))
-        return refine_batch(model, images, masks)
+        return Refiner.refine_batch(refiner, images, masks)
 
-    monkeypatch.setattr("airm.instances.refine_batch", counted)
+    monkeypatch.setattr(refiner, "refine_batch", counted)
     masks = torch.stack([disc(H, W, (60 + 7 * k, 70), 15) for k in range(5)] + [disc(H, W, (20, 20), 8)]).numpy()
     alone = InstanceRefiner(refiner, batch_size=1).refine(IMAGE, masks)
     assert not sizes
@@ -184,7 +170,7 @@ def test_memory_of_batches_is_bounded(refiner, monkeypatch):
     many = InstanceRefiner(refiner, batch_size=1000)
     padded = (96 + 64) ** 2
     assert many._count_at_once((96, 96)) == 2**20 // padded
-    monkeypatch.setattr(refiner.model, "settings", refiner.model.settings._replace(tile_size=320))
+    monkeypatch.setattr(refiner, "settings", replace(refiner.settings, tile_size=320))
     assert many._count_at_once((96, 96)) == 320**2 // padded
     assert many._count_at_once((96, 288)) == 1  # it would be tiled
     monkeypatch.setattr(refiner, "max_memory", 0.0625)

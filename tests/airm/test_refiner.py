@@ -2,6 +2,8 @@
 
 import io
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +13,8 @@ from PIL import Image
 
 import airm.refiner
 from airm import Refiner
-from airm.coarse_to_fine import Settings
+from airm.coarse_to_fine import Settings, grid_axis
 from airm.refine.memory import limit_memory
-from airm.tiling import grid_axis
 from pixelmask.errors import UserError
 from tests.support.models import disc, tiny_airm_cfg, tiny_cfg
 
@@ -34,7 +35,7 @@ def weights(tmp_path_factory):
 def refiner(weights):
     """Its network is replaced: the refined probability of a pixel is 0.9 coarse + 0.1 red / 255."""
     refiner = Refiner(weights)
-    refiner.model.refine = lambda image, masks, progress: torch.where(
+    refiner.model.refine = lambda image, masks, settings, progress: torch.where(
         masks.flatten(1).any(1)[:, None, None], 0.9 * masks + 0.1 * image[0] / 255, 0.0
     )
     return refiner
@@ -221,9 +222,9 @@ def test_config_is_given_or_in_the_checkpoint_or_beside_it(weights, tmp_path, rg
     # The checkpoint's own goes before the one beside it, the one given before both
     own = tmp_path / "own.pth"
     torch.save({**torch.load(weights), "config": tiny_airm_cfg(TILE_SIZE=160).dump()}, own)
-    assert Refiner(own).model.settings.tile_size == 160
-    assert Refiner(own, config=tmp_path / "config.yaml").model.settings.tile_size == 0
-    assert Refiner(own, tile_size=0).model.settings.tile_size == 0
+    assert Refiner(own).settings.tile_size == 160
+    assert Refiner(own, config=tmp_path / "config.yaml").settings.tile_size == 0
+    assert Refiner(own, tile_size=0).settings.tile_size == 0
 
 
 def test_weights_that_cannot_be_used(weights, tmp_path):
@@ -232,18 +233,18 @@ def test_weights_that_cannot_be_used(weights, tmp_path):
     assert "is empty" in message(Refiner, tmp_path / "empty.pth")
     path = tmp_path / "other.pth"
     state, config = torch.load(weights)["model"], tiny_airm_cfg().dump()
-    torch.save({"model": state, "config": tiny_cfg().dump()}, path)
+    torch.save({"model": state, "config": tiny_cfg("mask_rcnn").dump()}, path)
     assert "GeneralizedRCNN" in message(Refiner, path)
     torch.save({"model": state, "config": tiny_airm_cfg(STAGE_CHANNELS=16).dump()}, path)
     assert "would stay random" in message(Refiner, path)
-    torch.save({"model": build_model(tiny_cfg()).state_dict(), "config": config}, path)
+    torch.save({"model": build_model(tiny_cfg("mask_rcnn")).state_dict(), "config": config}, path)
     assert str(path) in message(Refiner, path)
     torch.save({"model": state, "config": "MODEL: {NO_SUCH_KEY: 1}"}, path)
     assert "NO_SUCH_KEY" in message(Refiner, path) and str(path) in message(Refiner, path)
-    torch.save({"model": state, "config": "!!python/object/apply:os.system ['touch pwned']"}, path)
-    assert "cannot be used" in message(Refiner, path)
-    torch.save({"model": state, "config": "[1, 2]"}, path)
-    assert "cannot be used" in message(Refiner, path)
+    for text in ("!!python/object/apply:os.system ['touch pwned']", "[1, 2]"):
+        torch.save({"model": state, "config": text}, path)
+        error = message(Refiner, path)
+        assert str(path) in error and "config=" in error
 
 
 def test_weights_with_nan_are_refused(weights, tmp_path):
@@ -266,21 +267,19 @@ def test_arguments_that_cannot_be_used(weights, monkeypatch):
 
 
 def test_memory_limit_makes_tiles(weights, rgb, mask):
-    refiner = Refiner(weights, max_memory=16)
-    whole = refiner.refine(rgb, mask, soft=True)
-    assert refiner.model.settings.tile_size == 0
+    whole = Refiner(weights, max_memory=16).refine(rgb, mask, soft=True)
     np.testing.assert_array_equal(whole, Refiner(weights).refine(rgb, mask, soft=True))
-    size, settings = (1706, 2560), Settings()
-    sides = [limit_memory(gib, size, 1, settings, 65536)[0].tile_size for gib in (0.5, 0.8, 1.2, 8)]
+    size, settings = (1706, 2560), Settings(query_chunk=65536)
+    sides = [limit_memory(gib, size, 1, settings).tile_size for gib in (0.5, 0.8, 1.2, 8)]
     assert 128 <= sides[0] < sides[1] < sides[2] and sides[3] == 0
     assert all(side % 16 == 0 for side in sides)
-    assert limit_memory(8, size, 1, settings._replace(tile_size=512), 65536)[0].tile_size == 512
-    assert limit_memory(0.8, size, 5, settings, 65536)[0].tile_size < sides[1]
-    error = message(limit_memory, 0.01, size, 1, settings, 65536)
+    assert limit_memory(8, size, 1, replace(settings, tile_size=512)).tile_size == 512
+    assert limit_memory(0.8, size, 5, settings).tile_size < sides[1]
+    error = message(limit_memory, 0.01, size, 1, settings)
     least = float(error.split("at least ")[1].split(" GiB")[0])
-    assert 128 <= limit_memory(least, size, 1, settings, 65536)[0].tile_size <= 192
-    assert "at least" in message(limit_memory, least - 0.02, size, 1, settings, 65536)
-    assert "2560 x 1706" in error and "2 masks" in message(limit_memory, 0.01, size, 2, settings, 65536)
+    assert 128 <= limit_memory(least, size, 1, settings).tile_size <= 192
+    assert "at least" in message(limit_memory, least - 0.02, size, 1, settings)
+    assert "2560 x 1706" in error and "2 masks" in message(limit_memory, 0.01, size, 2, settings)
 
 
 def test_tiles_are_encoded_within_the_limit(weights, monkeypatch):
@@ -291,9 +290,24 @@ def test_tiles_are_encoded_within_the_limit(weights, monkeypatch):
     monkeypatch.setattr(encoder, "forward", lambda x, f=encoder.forward: areas.append(x.shape[2:].numel()) or f(x))
     pixels = np.zeros((500, 400, 3), np.uint8)
     refiner.refine(pixels, disc(500, 400, (200, 200), 90).numpy())
-    side = refiner.model.settings.tile_size
+    side = limit_memory(0.06, (500, 400), 1, refiner.settings).tile_size
     whole = grid_axis(500, 1, 32).padded * grid_axis(400, 1, 32).padded
     assert side > 0 and max(areas) <= side**2 < whole and len(areas) > 4
+
+
+def test_threads_share_a_refiner(weights, rgb, mask):
+    """Each call has its own settings: the limit asks for tiles of the large image, and for none of the small one."""
+    refiner = Refiner(weights, max_memory=0.06)
+    large = np.tile(rgb, (10, 8, 1)), np.tile(mask, (10, 8))
+    before = refiner.settings, refiner.model.settings
+    expected = [refiner.refine(*pair, soft=True) for pair in ((rgb, mask), large)]
+    assert limit_memory(0.06, large[1].shape, 1, refiner.settings).tile_size > 0
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [[pool.submit(refiner.refine, *pair, soft=True) for pair in ((rgb, mask), large)] for _ in range(3)]
+        for pair in jobs:
+            for job, one in zip(pair, expected, strict=True):
+                np.testing.assert_allclose(job.result(), one, atol=1e-6)
+    assert (refiner.settings, refiner.model.settings) == before
 
 
 def test_running_out_of_memory_is_one_message(refiner, rgb, mask, monkeypatch):
@@ -310,7 +324,7 @@ def test_running_out_of_memory_is_one_message(refiner, rgb, mask, monkeypatch):
 def test_progress_is_for_large_images(refiner, monkeypatch):
     seen = []
     monkeypatch.setattr(airm.refiner, "LARGE", 5000)
-    monkeypatch.setattr(refiner.model, "refine", lambda image, masks, progress: seen.append(progress) or masks)
+    monkeypatch.setattr(refiner.model, "refine", lambda image, masks, _, progress: seen.append(progress) or masks)
     for side in (70, 71):
         refiner.refine(np.zeros((side, side, 3), np.uint8), np.ones((side, side), bool), progress=True)
     assert seen == [False, True]

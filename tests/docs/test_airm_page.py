@@ -10,9 +10,9 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from airm.affinity import pairs_within
-from airm.query import Axis, pixel_centres, query_grid
+from airm.coarse_to_fine import grid_axis
+from airm.implicit_mapping import pixel_centres
 from airm.refine.memory import SMALLEST_CHUNK, SMALLEST_TILE, estimate_peak
-from airm.tiling import grid_axis
 from pixelmask.config import get_cfg, load_cfg
 from tests.docs.test_equation_tables import table_rows
 
@@ -58,10 +58,10 @@ def test_shapes(models):
     model, inputs = models[0], torch.zeros(1, 4, 224, 224)
     stages, attention = model.encoder.backbone.forward_with_attention(inputs)
     features, affinity, _ = model.encoder.forward_with_affinity(inputs)
-    axis = Axis(pixel_centres(224, features), model.cell)
+    centres = pixel_centres(224, features)
     found = {f"`{name}`": x for name, x in stages.items()} | {"ATT": attention, "Aff": affinity.same, "F": features}
     found["parameters"] = model.mapping.embed(features)
-    found["logits"] = query_grid(features, model.mapping(features), axis, axis, 224 * 224)
+    found["logits"] = model.query(features, centres, centres)
     described = {name: shape for name, shape, _ in rows(AIRM, "| tensor | shape | made by |")}
     assert described == {name: f"(B, {', '.join(map(str, x.shape[1:]))})" for name, x in found.items()}
     assert all(shape in AIRM.split("```text")[1].split("```")[0] for shape in described.values())

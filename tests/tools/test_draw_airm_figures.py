@@ -149,16 +149,16 @@ def test_figure_7(weights, root, tmp_path, dots):
 class LeftQuarter:
     """In place of a model: whatever it encodes, its answer is the left quarter of that."""
 
-    cell, device = 0.5, torch.device("cpu")
+    device = torch.device("cpu")
 
     def __init__(self, settings: Settings):
         self.settings = settings
 
-    def _normalise(self, image):
+    def normalise(self, image):
         return image
 
-    def _encode(self, image, mask):
-        return lambda rows, cols: (cols.positions < -0.5).float().expand(1, 1, len(rows.positions), -1)
+    def step(self, images, masks, rows, cols, chunk):
+        return (cols < -0.5).float().expand(1, 1, len(rows), -1)
 
 
 def test_steps_have_the_answer_and_the_encoded_tiles_of_each_ratio():
