@@ -230,7 +230,7 @@ def test_coarse_to_fine_of_an_empty_mask_is_refused(weights, root, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kernel-sizes", "nowhere"], "no nowhere/config.yaml"),
+        (["kernel-sizes", "nowhere"], "no folder nowhere"),
         (["attention", "a.jpg", "b.png", "--weights", "c.pth"], "cannot read image a.jpg"),
         (["parameters", "nowhere", "--weights", "c.pth"], "'nowhere' is neither"),
         (["parameters", "synthetic_refinement_val_2_96x72", "--weights", "c.pth"], "no weights c.pth"),

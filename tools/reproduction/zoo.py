@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .provenance import ROOT
-from .report import markdown_table, number_text
+from .rendering import markdown_table, number_text
 from .results import as_dict, results_of
 from .session import Session
 from .tables import Row, Table, Tables
