@@ -47,8 +47,8 @@ from airm.figures.drawing import (
     thumbnail,
 )
 from airm.figures.inputs import LARGEST_SIDE, MAX_SIDE
-from patchdct.figures.drawing import save
 from pixelmask.cli import run
+from pixelmask.drawing import save
 from pixelmask.errors import UserError
 
 

@@ -36,11 +36,12 @@ from patchdct.figures import (
     square_around,
     stage_columns,
 )
-from patchdct.figures.drawing import Panel, check_suffix, draw_panels, draw_representation, save, tint_grid
+from patchdct.figures.drawing import Panel, draw_panels, draw_representation, tint_grid
 from patchdct.patches import PatchLabel, classify_patches, split_into_patches
 from patchdct.predictor import Predictor
 from pixelmask.cli import positive, run
 from pixelmask.config import load_cfg
+from pixelmask.drawing import check_suffix, save
 
 ONE_LARGE, MANY_SMALL = "shapes_val_1_1024px", "shapes_val_100"
 PATCH_SIZES = (4, 8, 16)  # Table 11

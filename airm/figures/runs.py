@@ -93,7 +93,7 @@ def category_rows(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
                 raise UserError(f"{other.folder} and {run.folder} are both {role} of {name}; leave one of them out")
     return [
         {"category": category, "dataset": name}
-        | {role: _iou(run, name) if (run := found[name].get(role)) else None for role in ROLES}
+        | {role: _iou(place, name) if (place := found[name].get(role)) else None for role in ROLES}
         for name, category in zip(found, distinct_parts(list(found)), strict=True)
     ]
 
