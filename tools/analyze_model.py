@@ -16,7 +16,6 @@ edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter
 """
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from measuring import AIRM_CONFIGS, CONFIGS
 from patchdct.mask_network import mask_branch_cost
 from pixelmask.cli import add_import, console, import_code, positive, run
 from pixelmask.config import load_cfg
+from pixelmask.files import write_json
 
 DEFAULT_CONFIGS = [
     str(CONFIGS / f"patchdct/{name}.yaml")
@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
         if rows:
             console().print(make_table(rows))
     if args.json:
-        args.json.write_text(json.dumps(mask_branches + airm, indent=2) + "\n")
+        write_json(args.json, mask_branches + airm, indent=2)
 
 
 def argument_parser() -> argparse.ArgumentParser:

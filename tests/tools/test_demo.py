@@ -1,6 +1,7 @@
 """The demo: images and videos of every kind in, pictures and COCO results out, nothing lost when a file is bad."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -258,13 +259,14 @@ def test_equal_names_and_inputs_in_the_output_folder_are_kept_apart(tool, tmp_pa
     assert [target.name for target in targets.values()] == names
 
 
-def test_inputs_are_files_folders_and_patterns(tool, photos, tmp_path):
-    found = tool.find_inputs([str(photos / "1.jpg"), str(photos), str(photos / "*.jpg")])
+def test_inputs_are_files_folders_and_patterns(tool, demo, photos, tmp_path, capsys):
+    found = tool.find_images([str(photos / "1.jpg"), str(photos), str(photos / "*.jpg")], tool.SUFFIXES, deep=False)
     assert [path.name for path in found] == ["1.jpg", "0.jpg", "2.jpg"]
     (tmp_path / "void").mkdir()
     for text in ("void", "absent.jpg", "*.gif"):
-        with pytest.raises(UserError, match="--input"):
-            tool.find_inputs([str(tmp_path / text)])
+        with pytest.raises(SystemExit):
+            demo("--input", tmp_path / text)
+        assert re.search(rf"{re.escape(text)}: (no such|a folder without) media file", capsys.readouterr().err)
 
 
 def test_interruption_leaves_what_was_done(demo, tool, photos, tmp_path, monkeypatch):
