@@ -18,11 +18,7 @@ from .side_by_side import MASK
 from .steps import Box, Step
 
 COLOURS = {"SIRMF": "tab:blue", "AIRMF": "tab:red"}
-BARS = {
-    ONE_SIRMF: ("one SIRMF", "tab:blue"),
-    SIRMF_EACH: ("a SIRMF for each", "gold"),
-    ONE_AIRMF: ("AIRMF", "tab:red"),
-}
+BARS = {ONE_SIRMF: ("one SIRMF", "tab:blue"), SIRMF_EACH: ("a SIRMF for each", "gold"), ONE_AIRMF: ("AIRMF", "tab:red")}
 THUMBNAIL = 40  # longer side in pixels
 WIDE = 10.6  # inches, of the widest figure
 PANEL = 500  # longer side in pixels to which an image is shrunk, or a part of it enlarged

@@ -13,11 +13,7 @@ from ..evaluation.upper_bound import boxes_of, cut_out, objects_of
 from ..patches import PatchLabel, classify_patches, split_into_patches
 
 # Uniform patches first, as in the paper's figure; colours are those of the patches in this project's pictures
-ROWS = {
-    PatchLabel.FOREGROUND: "tab:green",
-    PatchLabel.BACKGROUND: "tab:blue",
-    PatchLabel.MIXED: "tab:orange",
-}
+ROWS = {PatchLabel.FOREGROUND: "tab:green", PatchLabel.BACKGROUND: "tab:blue", PatchLabel.MIXED: "tab:orange"}
 
 
 class PatchHistograms:
