@@ -151,7 +151,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config-file", action="append", metavar="FILE", help="may be given several times; else the R50-FPN 1x models")
     add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure; all by default")
     add("--instances", nargs="+", type=positive, default=[20, 100], metavar="N", help="an image; default 20 100")
     tiles = "of AIRM, 0: whole image; default 0 512"
     add("--tile-sizes", nargs="+", type=int, default=[0, 512], metavar="N", help=tiles)
