@@ -1,23 +1,34 @@
-"""Overlay pictures: masks, patch labels, and panels that set them side by side.
+"""What all pictures are made of: overlays of masks, their colours, panels with titles, and figures as files.
 
-Images are (H, W, 3) uint8, RGB; boxes are xyxy in pixels of the image; masks are (N, H, W), boolean. Nothing that is
-given is changed.
+Images are (H, W, 3) uint8, RGB; masks are (H, W) or (N, H, W), boolean. Nothing that is given is changed.
 """
 
 import colorsys
+import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cv2
 import numpy as np
 import torch
 
+from .errors import UserError
+from .files import whole_or_not_at_all
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Array: TypeAlias = np.ndarray | torch.Tensor
 Colour: TypeAlias = tuple[int, int, int]
+Window: TypeAlias = tuple[slice, slice]
+"""Rows and columns of a part of an image."""
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 WHITE = (255, 255, 255)
 PAPER = (24, 26, 30)
+DPI = 150
+SUFFIXES = (".jpg", ".jpeg", ".pdf", ".png", ".svg")
 
 
 def instance_colour(index: int) -> Colour:
@@ -79,11 +90,61 @@ def _write_label(picture: np.ndarray, text: str, mask: np.ndarray, colour: Colou
     cv2.putText(picture, text, (x + 2, y - baseline // 2 - 1), FONT, scale, PAPER, 1, cv2.LINE_AA)
 
 
+def fit(image: np.ndarray, side: int, max_scale: float = math.inf) -> tuple[tuple[int, int], float]:
+    """Return the (width, height) at which the longer side of an image has ``side`` pixels, and the scale."""
+    scale = min(side / max(image.shape[:2]), max_scale)
+    return (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))), scale
+
+
+def resize(
+    image: np.ndarray, size: tuple[int, int], enlarge: int = cv2.INTER_NEAREST, any_part: bool = False
+) -> np.ndarray:
+    """Resize an image or a boolean mask.
+
+    Args:
+        image: (H, W, 3) uint8, or (H, W) boolean, of which a pixel is set if half of it is.
+        size: (width, height); means are taken where it is smaller than the image.
+        enlarge: OpenCV's way to enlarge; by default pixels are seen as they are.
+        any_part: set a pixel of a mask if any part of it is.
+    """
+    if image.shape[1::-1] == size:
+        return image
+    method = cv2.INTER_AREA if size < image.shape[1::-1] else enlarge
+    if image.dtype != bool:
+        return cv2.resize(image, size, interpolation=method)
+    covered = cv2.resize(image.astype(np.float32), size, interpolation=method)
+    return covered > 0 if any_part else covered >= 0.5
+
+
+def to_grey(image: np.ndarray, contrast: float = 0.8, brightness: float = 10, colour: float = 0) -> np.ndarray:
+    """Take colour and contrast out of an image, so that what is laid over it stands out.
+
+    Args:
+        image: (H, W, 3) uint8.
+        contrast: share of the grey values in the result.
+        brightness: added to it, of 255.
+        colour: share of the image itself in it.
+    """
+    grey = contrast * image.mean(axis=2, keepdims=True) + brightness + colour * image
+    return np.round(grey).clip(0, 255).astype(np.uint8)
+
+
+def frame(panel: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    """Put dark margins of these pixels around a panel."""
+    return cv2.copyMakeBorder(panel, top, bottom, left, right, cv2.BORDER_CONSTANT, value=PAPER)
+
+
+def write_title(picture: np.ndarray, title: str, bar: int, x: int) -> None:
+    """Write white text into the uppermost ``bar`` pixels of a picture, from ``x`` on; in place."""
+    place, size = (x, round(0.7 * bar)), bar / 48
+    cv2.putText(picture, title, place, FONT, size, WHITE, max(1, bar // 24), cv2.LINE_AA)
+
+
 ZOOM_SHARE = 8  # the zoomed part is this share of the image, at least SMALLEST_ZOOM pixels
 SMALLEST_ZOOM = 64
 
 
-def find_largest_change(changed: np.ndarray) -> tuple[slice, slice] | None:
+def find_largest_change(changed: np.ndarray) -> Window | None:
     """Return the rows and columns of the window with the most changed pixels, or None if nothing changed.
 
     Args:
@@ -98,3 +159,22 @@ def find_largest_change(changed: np.ndarray) -> tuple[slice, slice] | None:
     centre = np.unravel_index(counts.argmax(), counts.shape)
     starts = [int(np.clip(c - w // 2, 0, n - w)) for c, w, n in zip(centre, window, changed.shape, strict=True)]
     return slice(starts[0], starts[0] + window[0]), slice(starts[1], starts[1] + window[1])
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UserError for a name that ends as no kind of picture does."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: a figure is written as one of {', '.join(SUFFIXES)}")
+
+
+def save(figure: "Figure", path: Path, quality: int = 80) -> None:
+    """Write a figure of matplotlib as the kind of file that the name's ending says, a JPEG with this quality.
+
+    Raises:
+        UserError: see :func:`check_suffix`.
+    """
+    check_suffix(path)
+    kind = path.suffix.lower().removeprefix(".")
+    jpeg: dict[str, Any] = {"pil_kwargs": {"quality": quality, "optimize": True}} if kind in ("jpg", "jpeg") else {}
+    with whole_or_not_at_all(path) as partial:
+        figure.savefig(partial, format=kind, dpi=DPI, **jpeg)

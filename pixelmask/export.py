@@ -1,16 +1,17 @@
-"""Networks as files that run without this package: torch.export's .pt2 and ONNX. Here of the mask branch.
+"""Networks as files that run without this package: torch.export's .pt2 and ONNX, of whatever module is given.
 
 Whole detectors are not exported: how many boxes there are, and which of them remain, depends on the image's content.
 """
 
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.export import ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
 from .errors import UserError
 
@@ -48,6 +49,45 @@ class Export(NamedTuple):
         assert onnx_program is not None
         onnx_program.model.metadata_props[METADATA] = text
         onnx_program.save(path, external_data=False)
+
+
+def export_module(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    metadata: dict[str, Any],
+    output: str,
+    dynamic: Sequence[Mapping[int, str]] | None = None,
+    dims: Mapping[str, Any] | None = None,
+    strict: bool = False,
+) -> Export:
+    """Export a module.
+
+    Args:
+        module: on the CPU, for inference.
+        inputs: examples of its arguments; sides that are not the same are to be unequal.
+        metadata, output: see :class:`Export`.
+        dynamic: of each input its axes that are not fixed, by name: axes of one name are always equal.
+        dims: what :class:`torch.export.Dim` does not say by the name alone, such as multiples and least values.
+        strict: whether ``len`` and the like of a dynamic axis are followed.
+    """
+    names = [name for axes in dynamic or () for name in axes.values()]
+    known = {name: Dim(name) for name in names} | dict(dims or {})
+    shapes = dynamic and tuple({axis: known[name] for axis, name in axes.items()} for axes in dynamic)
+    program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=strict)
+    axes_names: list[dict[int, str] | None] = []
+    for axes in dynamic or ():
+        axes_names.append({axis: name for axis, name in axes.items() if name in names} or None)
+        names = [name for name in names if name not in axes.values()]
+    return Export(program, metadata, output, tuple(axes_names) or None)
+
+
+def largest_difference(
+    file: "ExportedFile", reference: Callable[..., Tensor], inputs: Iterable[tuple[Tensor, ...]]
+) -> float:
+    """Return the largest difference between the answers of a file and of what it was made of; NaN if one has NaN."""
+    with torch.no_grad():
+        differences = [(file(*values) - reference(*values)).abs().max() for values in inputs]
+    return float(torch.stack(differences).max())
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:

@@ -16,8 +16,7 @@ edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter
 """
 
 import argparse
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from measuring import AIRM_CONFIGS, CONFIGS
 from patchdct.mask_network import mask_branch_cost
 from pixelmask.cli import add_import, console, import_code, positive, run
 from pixelmask.config import load_cfg
+from pixelmask.files import write_json
 
 DEFAULT_CONFIGS = [
     str(CONFIGS / f"patchdct/{name}.yaml")
@@ -68,14 +68,11 @@ def analyze_airm(config: str, cfg: CfgNode, size: tuple[int, int], tile_sizes: I
 
 
 def mask_branch_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        title="Mask branch: multiply-adds for one instance, and parameters",
-        caption="RoI pooling and element-wise arithmetic are not counted",
-        box=box.SIMPLE_HEAD,
+    table = _table(
+        "Mask branch: multiply-adds for one instance, and parameters",
+        "RoI pooling and element-wise arithmetic are not counted",
+        ("Every class\n(as in the paper)", "Spent here", "Parameters,\nmask branch", "Parameters,\nmodel"),
     )
-    table.add_column("Config", overflow="fold")
-    for name in ("Every class\n(as in the paper)", "Spent here", "Parameters,\nmask branch", "Parameters,\nmodel"):
-        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         counts = [f"{row[key] / 1e9:.1f} G ({row[key] / 1e6:,.0f} M)" for key in ("every_class", "spent")]
         parameters = [f"{row[key] / 1e6:.1f} M" for key in ("parameters", "model_parameters")]
@@ -84,20 +81,24 @@ def mask_branch_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def airm_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        title=f"AIRM: multiply-adds for one image of {rows[0]['width']} x {rows[0]['height']}, and parameters",
-        caption="Tiles: those encoded at each ratio, of all",
-        box=box.SIMPLE_HEAD,
+    table = _table(
+        f"AIRM: multiply-adds for one image of {rows[0]['width']} x {rows[0]['height']}, and parameters",
+        "Tiles: those encoded at each ratio, of all",
+        ("Input", "Attention", "Encoder,\nrest", "Hyper-\nnetwork", "Query", "Total", "Tiles", "Parameters"),
     )
-    table.add_column("Config", overflow="fold")
-    columns = ("Input", "Attention", "Encoder,\nrest", "Hyper-\nnetwork", "Query", "Total", "Tiles", "Parameters")
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         counts = [f"{row[key] / 1e9:,.1f} G" for key in ("attention", "encoder", "hypernetwork", "query", "total")]
         tiles = " ".join(f"{encoded}/{total}" for encoded, total in row["tiles"])
         how = f"tiles of {row['tile_size']}" if row["tile_size"] else "whole"
         table.add_row(row["config"], how, *counts, tiles, f"{row['model_parameters'] / 1e6:.2f} M")
+    return table
+
+
+def _table(title: str, caption: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("Config", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 
@@ -117,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
         if rows:
             console().print(make_table(rows))
     if args.json:
-        args.json.write_text(json.dumps(mask_branches + airm, indent=2) + "\n")
+        write_json(args.json, mask_branches + airm, indent=2)
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -23,7 +23,6 @@ value before the first run.
 """
 
 import argparse
-import json
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -44,6 +43,7 @@ from measuring import AIRM_CONFIGS, CONFIGS, PARTS, Case, Settings, measure, par
 from pixelmask.cli import add_import, console, import_code, positive, run
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
+from pixelmask.files import write_json
 from reproduction.provenance import commit
 
 DEFAULT_CONFIGS = [
@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
     rows = [measure_apart(case, settings, args.imports) for case in tqdm(cases, unit="row")]
     about = environment(settings)
     if args.json:
-        args.json.write_text(json.dumps({**asdict(settings), **about, "rows": rows}, indent=2) + "\n")
+        write_json(args.json, {**asdict(settings), **about, "rows": rows}, indent=2)
     height, width = settings.size
     title = (
         f"{about['device_name']}, {about['threads']} threads, torch {about['torch']}, {settings.dtype}, "
@@ -151,7 +151,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config-file", action="append", metavar="FILE", help="may be given several times; else the R50-FPN 1x models")
     add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure; all by default")
     add("--instances", nargs="+", type=positive, default=[20, 100], metavar="N", help="an image; default 20 100")
     tiles = "of AIRM, 0: whole image; default 0 512"
     add("--tile-sizes", nargs="+", type=int, default=[0, 512], metavar="N", help=tiles)

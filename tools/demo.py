@@ -15,8 +15,6 @@ its patches. A file that cannot be read is left out; all of these are named at t
 """
 
 import argparse
-import glob
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,33 +31,13 @@ from pixelmask.cli import add_import, import_code, run
 from pixelmask.config import load_cfg
 from pixelmask.drawing import draw_masks
 from pixelmask.errors import UserError
+from pixelmask.files import IMAGE_SUFFIXES, find_images, write_json
 from pixelmask.images import read_picture
 from pixelmask.video import VideoReader, VideoWriter
 
 JPEG_SUFFIXES = {".jpg", ".jpeg"}
-IMAGE_SUFFIXES = JPEG_SUFFIXES | {".bmp", ".gif", ".jp2", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
-
-
-def find_inputs(inputs: list[str]) -> list[Path]:
-    """Return the files that paths, folders (their images and videos) and glob patterns stand for, each once.
-
-    Raises:
-        UserError: for one that stands for nothing.
-    """
-    found: dict[Path, None] = {}
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-        else:
-            files = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(text, recursive=True))]
-        if not files:
-            raise UserError(
-                f"--input {text}: {'a folder without images or videos' if path.is_dir() else 'no such file'}"
-            )
-        found.update(dict.fromkeys(files))
-    return list(found)
+SUFFIXES = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, ".gif", ".jp2", ".pgm", ".ppm", ".tga"}
 
 
 def plan_outputs(sources: list[Path], folder: Path, overwrite: bool) -> dict[Path, Path]:
@@ -106,7 +84,7 @@ class Results:
     def write(self, folder: Path) -> None:
         contents = (self.detections, {"images": self.images, "categories": self.categories})
         for name, content in zip(self.FILES, contents, strict=True):
-            (folder / name).write_text(json.dumps(content) + "\n")
+            write_json(folder / name, content)
 
 
 class Painter:
@@ -153,7 +131,7 @@ def main(args: argparse.Namespace) -> None:
     import_code(args.imports)
     opts = [*args.opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(args.score_threshold)]
     cfg = load_cfg(args.config_file, [*opts, "MODEL.WEIGHTS", args.weights] if args.weights else opts)
-    targets = plan_outputs(find_inputs(args.input), args.output, args.overwrite)
+    targets = plan_outputs(find_images(args.input, SUFFIXES, False, "media file"), args.output, args.overwrite)
     predictor = Predictor(cfg, keep_stages=args.stages)
     categories = find_categories(cfg)
     class_names = [category["name"] for category in categories]

@@ -13,13 +13,11 @@ picture, and beside it a JSON file of the same name.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from tqdm import tqdm
 
 from airm import Refiner
@@ -47,9 +45,10 @@ from airm.figures.drawing import (
     thumbnail,
 )
 from airm.figures.inputs import LARGEST_SIDE, MAX_SIDE
-from patchdct.figures.drawing import save
 from pixelmask.cli import run
+from pixelmask.drawing import save
 from pixelmask.errors import UserError
+from pixelmask.files import write_json
 
 
 def kernel_sizes(args: argparse.Namespace) -> tuple[Figure, Any]:
@@ -149,8 +148,8 @@ def main(args: argparse.Namespace) -> Any:
     path = args.output or Path("output/figures") / f"{args.figure}.png"
     save(figure, path)
     beside = path.with_suffix(".json")
-    beside.write_text(json.dumps(numbers, indent=2) + "\n")
-    Console().print(f"Wrote {path} and {beside}", soft_wrap=True)
+    write_json(beside, numbers, indent=2)
+    print(f"Wrote {path} and {beside}")
     return numbers
 
 

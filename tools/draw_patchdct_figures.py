@@ -13,13 +13,11 @@ file of the same name with its numbers.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from detectron2.structures import Instances
 from matplotlib.figure import Figure
-from rich.console import Console
 from tqdm import tqdm
 
 from airm import Refiner
@@ -36,11 +34,13 @@ from patchdct.figures import (
     square_around,
     stage_columns,
 )
-from patchdct.figures.drawing import Panel, check_suffix, draw_panels, draw_representation, save, tint_grid
+from patchdct.figures.drawing import Panel, draw_panels, draw_representation, tint_grid
 from patchdct.patches import PatchLabel, classify_patches, split_into_patches
 from patchdct.predictor import Predictor
 from pixelmask.cli import positive, run
 from pixelmask.config import load_cfg
+from pixelmask.drawing import check_suffix, save
+from pixelmask.files import write_json
 
 ONE_LARGE, MANY_SMALL = "shapes_val_1_1024px", "shapes_val_100"
 PATCH_SIZES = (4, 8, 16)  # Table 11
@@ -112,8 +112,8 @@ def main(args: argparse.Namespace) -> Any:
     figure, numbers = DRAW[args.figure](args)
     save(figure, path)
     beside = path.with_suffix(".json")
-    beside.write_text(json.dumps({"dataset": args.dataset, "image": args.image, **numbers}, indent=2) + "\n")
-    Console().print(f"Wrote {path} and {beside}", soft_wrap=True)
+    write_json(beside, {"dataset": args.dataset, "image": args.image, **numbers}, indent=2)
+    print(f"Wrote {path} and {beside}")
     return numbers
 
 

@@ -7,7 +7,7 @@
 
 The mask branch takes classes and RoI features and gives soft masks, for any number of instances or a fixed one. The
 refiner takes image and coarse mask and gives the refined mask, for any size or a fixed one; with --queries it takes the
-positions to ask for, too, as refinement from coarse to fine needs (airm.export.ExportedRefiner).
+positions to ask for, too, as refinement from coarse to fine needs (airm.exported.ExportedRefiner).
 
 What was written is read again and compared with the model on random inputs, by onnxruntime or by PyTorch; it is kept if
 no value differs by more than 1e-4. docs/export.md says what the files take, and what cannot be exported.

@@ -35,34 +35,26 @@ AIRM_CONFIGS = [
 
 @dataclass(frozen=True)
 class Settings:
-    """What all measurements of one comparison have in common."""
+    """What all measurements of one comparison have in common, as the options of tools/benchmark.py describe it."""
 
     device: str = "cpu"
-    """``cpu`` or ``cuda``."""
     size: tuple[int, int] = (800, 1333)
-    """Height and width of the images in pixels."""
     batch_size: int = 1
     dtype: str = "float32"
-    """``bf16`` is torch.autocast."""
     channels_last: bool = False
     compile: bool = False
-    """Whether torch.compile takes the mask head's layers, or the encoder of AIRM."""
     threads: int = 0
-    """CPU threads, 0 for torch's choice."""
     warmup: int = 2
     repeats: int = 10
     opts: tuple[str, ...] = ()
-    """Config overrides."""
 
 
 class Workload(NamedTuple):
-    """A model and what it is fed with."""
+    """A model, settings, and the detections of every image; modules do not tell the types of their attributes."""
 
     model: Any
-    """A Detectron2 model; modules do not tell the types of their attributes."""
     settings: Settings
     drawn: Instances
-    """The detections of every image."""
 
     def place(self, x: Tensor) -> Tensor:
         memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
@@ -78,15 +70,12 @@ class Workload(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a row of the table measures."""
+    """What a row of the table measures: a key of PARTS, with so many detections; of AIRM at a tile size."""
 
     config_file: str
     part: str
-    """A key of PARTS."""
     num_instances: int
-    """Of each image; 1 for the part ``refine``, the coarse mask."""
     tile_size: int | None = None
-    """Of AIRM only."""
 
     def row(self) -> dict[str, Any]:
         about = {"config": Path(self.config_file).stem, "part": self.part, "instances": self.num_instances}
@@ -94,10 +83,7 @@ class Case(NamedTuple):
 
 
 def measure(case: Case, settings: Settings) -> dict[str, Any]:
-    """Build a model with random weights and measure one part of it.
-
-    Peak memory on CUDA is what torch allocated; on the CPU it is the largest resident set of this process so far, with
-    Python, the libraries and the weights in it, which is why each measurement should have a process of its own.
+    """Build a model with random weights and measure one part of it; memory is that of this process so far.
 
     Returns:
         what :meth:`Case.row` does; milliseconds (the median) and milliseconds_of_each_run, images_per_second;
@@ -107,9 +93,7 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
         UserError: if the config does not fit or has no such part, or CUDA is asked for where there is none.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "device cuda, but torch finds no usable GPU here; `python -m pixelmask.doctor` tells what it sees"
-        )
+        raise UserError("device cuda, but torch finds no usable GPU; `python -m pixelmask.doctor` tells what it sees")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     call = prepare(case, settings)
@@ -220,12 +204,11 @@ PARTS = {"model": _prepare_model, "branch": _prepare_branch, "head": _prepare_he
 
 def _time(call: Callable[[], Any], device: str) -> float:
     """Return the milliseconds of one call, on CUDA until its last kernel has ended."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
     start = time.perf_counter()
     call()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    synchronize()
     return 1000 * (time.perf_counter() - start)
 
 

@@ -24,7 +24,6 @@ whose image is missing or cannot be read stay as they are; these images are name
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -49,6 +48,7 @@ from pixelmask.cli import add_import, console, import_code, run
 from pixelmask.config import load_cfg
 from pixelmask.data.coco_file import CocoFile
 from pixelmask.errors import UserError
+from pixelmask.files import write_json
 from pixelmask.images import read_picture
 
 DEFAULT_CONFIG = "configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"
@@ -187,10 +187,6 @@ def evaluate(work: Work, coarse: Results, refined: Results) -> dict[str, Any] | 
         print_evaluation(evaluation)
         return evaluation
     return None
-
-
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    path.write_text(json.dumps(content, indent=indent) + "\n")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from rich.table import Table
 from pixelmask.cli import console, positive, run
 from pixelmask.errors import UserError
 from reproduction import quick
-from reproduction.report import FORMATS, render
+from reproduction.rendering import FORMATS, render
 from reproduction.results import overview, results_of
 from reproduction.session import OUTPUT, PARTS, Session
 from reproduction.tables import Tables, load_tables

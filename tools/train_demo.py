@@ -10,7 +10,6 @@ download: the data are drawn on first use. Training and evaluation are those of 
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from patchdct.figures.panels import compare_panels
 from patchdct.predictor import Predictor
 from pixelmask.cli import positive, run
 from pixelmask.config import load_cfg
+from pixelmask.files import read_json
 from pixelmask.images import read_picture
 from reporting import write_report
 
@@ -62,7 +62,7 @@ def detect(args: argparse.Namespace, config: Path, weights: Path, folder: Path) 
         truth = annotations_to_instances(record["annotations"], image.shape[:2], "bitmask").gt_masks.tensor.numpy()
         panels = compare_panels(image, truth, predictor(image), MetadataCatalog.get(name).thing_classes)
         Image.fromarray(panels).save(folder / f"{Path(record['file_name']).stem}.png")
-    results = json.loads((weights.parent / "evaluation.json").read_text())
+    results = read_json(weights.parent / "evaluation.json")
     scores = ", ".join(f"{task} AP {results[task]['AP']:.1f}" for task in ("bbox", "segm", "boundary"))
     commands = [
         f"{TRY}/train_net.py --config-file {config} --eval-only MODEL.WEIGHTS {weights}",

@@ -3,12 +3,11 @@
 from .inputs import load_dicts, read_samples
 from .maps import PositionMaps, position_maps
 from .parameters import predict_parameters, reduce_parameters
-from .runs import Run, category_rows, kernel_size_rows, read_run
+from .runs import category_rows, kernel_size_rows, read_run
 from .steps import Step, refinement_steps, score_mask, zoom_windows
 
 __all__ = [
     "PositionMaps",
-    "Run",
     "Step",
     "category_rows",
     "kernel_size_rows",

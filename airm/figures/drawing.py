@@ -4,14 +4,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 
-from pixelmask.drawing import draw_masks, instance_colour
+from pixelmask.drawing import Window, draw_masks, fit, instance_colour, resize, to_grey
 
 from .maps import PositionMaps
 from .runs import ONE_AIRMF, ONE_SIRMF, SIRMF_EACH
@@ -19,11 +18,7 @@ from .side_by_side import MASK
 from .steps import Box, Step
 
 COLOURS = {"SIRMF": "tab:blue", "AIRMF": "tab:red"}
-BARS = {
-    ONE_SIRMF: ("one SIRMF", "tab:blue"),
-    SIRMF_EACH: ("a SIRMF for each", "gold"),
-    ONE_AIRMF: ("AIRMF", "tab:red"),
-}
+BARS = {ONE_SIRMF: ("one SIRMF", "tab:blue"), SIRMF_EACH: ("a SIRMF for each", "gold"), ONE_AIRMF: ("AIRMF", "tab:red")}
 THUMBNAIL = 40  # longer side in pixels
 WIDE = 10.6  # inches, of the widest figure
 PANEL = 500  # longer side in pixels to which an image is shrunk, or a part of it enlarged
@@ -75,7 +70,7 @@ def draw_maps(image: np.ndarray, mask: np.ndarray, position: tuple[int, int], ma
     figure = Figure(figsize=(side * (1 + len(panels)), side * height / width + 0.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, 1 + len(panels)))
     frame = (0, width, height, 0)
-    grey = np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    grey = to_grey(image, contrast=1, brightness=0)
     axes[0].imshow(image, extent=frame)
     if mask.any() and not mask.all():
         axes[0].contour(np.arange(width) + 0.5, np.arange(height) + 0.5, mask, levels=[0.5], colors="orange")
@@ -102,7 +97,7 @@ class Column(NamedTuple):
     """The ratio that made it; where it has several tiles they are drawn, and what was not encoded is dark."""
 
 
-def draw_steps(image: np.ndarray, columns: Sequence[Column], zooms: Sequence[tuple[slice, slice]]) -> Figure:
+def draw_steps(image: np.ndarray, columns: Sequence[Column], zooms: Sequence[Window]) -> Figure:
     """Draw masks of one image side by side, and below them parts of the image, enlarged.
 
     Args:
@@ -144,11 +139,8 @@ def _mark_tiles(axes: Axes, step: Step) -> None:
 
 def _lay_over(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return an image under a mask, its longer side 500 pixels."""
-    scale = PANEL / max(mask.shape)
-    size = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    ground, covered = (cv2.resize(x, size, interpolation=method) for x in (image, mask.astype(np.float32)))
-    return draw_masks(ground, covered[None] >= 0.5, colours=[MASK], opacity=0.35)
+    size, _ = fit(image, PANEL)
+    return draw_masks(resize(image, size), resize(mask, size)[None], colours=[MASK], opacity=0.35)
 
 
 def _outline(axes: Axes, box: Box, colour: str) -> None:
@@ -186,6 +178,4 @@ def draw_parameters(
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """Shrink an image so that its longer side has 40 pixels."""
-    scale = THUMBNAIL / max(image.shape[:2])
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return resize(image, fit(image, THUMBNAIL)[0])

@@ -1,60 +1,38 @@
 """Collect what finished runs have measured: IoU over kernel sizes, and over categories (AIRM, Fig. 2)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from detectron2.config import CfgNode
-
-from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
+from pixelmask.evaluation.finished import FinishedRun, read_finished_run
 
 from ..backbone.plain_cnn import receptive_field
 
-ONE_SIRMF, SIRMF_EACH, ONE_AIRMF = "one_sirmf", "sirmf_each", "airmf"
+ROLES = ONE_SIRMF, SIRMF_EACH, ONE_AIRMF = "one_sirmf", "sirmf_each", "airmf"
 
 
-class Run(NamedTuple):
-    """An evaluated run: its OUTPUT_DIR, its config, and the metrics of each set of DATASETS.TEST."""
-
-    folder: Path
-    cfg: CfgNode
-    metrics: dict[str, dict[str, float]]
-
-    @property
-    def mapping(self) -> str:
-        return self.cfg.MODEL.AIRM.MAPPING
-
-
-def read_run(folder: str | Path) -> Run:
-    """Read ``config.yaml`` and ``evaluation.json`` of a run.
+def read_run(folder: str | Path) -> FinishedRun:
+    """Read a finished run of AIRM.
 
     Raises:
-        UserError: if one of them is missing or damaged, or the run is not of AIRM.
+        UserError: see :func:`~pixelmask.evaluation.finished.read_finished_run`; or if the run is not of AIRM.
     """
-    folder = Path(folder)
-    evaluation = folder / "evaluation.json"
-    for path in (folder / "config.yaml", evaluation):
-        if not path.is_file():
-            raise UserError(f"no {path}; tools/train_net.py writes it into OUTPUT_DIR when a run is evaluated")
-    cfg = load_cfg(str(folder / "config.yaml"))
-    names = cfg.DATASETS.TEST
-    try:
-        results = json.loads(evaluation.read_text())
-        by_set = {names[0]: results} if len(names) == 1 else results
-        metrics = {name: by_set[name]["refinement"] for name in names}
-        for figures in metrics.values():
-            float(figures["refined_IoU"])
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(
-            f"{evaluation} has no IoU of {', '.join(names)} ({e!r}); is it of an AIRM, evaluated to the end with the "
-            "config.yaml beside it?"
-        ) from None
-    return Run(folder, cfg, metrics)
+    run = read_finished_run(folder)
+    for name in run.cfg.DATASETS.TEST:
+        if "refined_IoU" not in run.evaluation.get(name, {}).get("refinement", {}):
+            raise UserError(
+                f"{run.folder / 'evaluation.json'} has no IoU of {name}; is it of an AIRM, evaluated to the end with "
+                "the config.yaml beside it?"
+            )
+    return run
 
 
-def kernel_size_rows(runs: Sequence[Run], dataset: str | None = None) -> list[dict[str, Any]]:
+def _iou(run: FinishedRun, dataset: str) -> float:
+    return run.evaluation[dataset]["refinement"]["refined_IoU"]
+
+
+def kernel_size_rows(runs: Sequence[FinishedRun], dataset: str | None = None) -> list[dict[str, Any]]:
     """Return a row for each run of Fig. 2a, by mapping and kernel size.
 
     Args:
@@ -73,24 +51,24 @@ def kernel_size_rows(runs: Sequence[Run], dataset: str | None = None) -> list[di
         backbone, plain = run.cfg.MODEL.BACKBONE.NAME, run.cfg.MODEL.PLAIN_CNN
         if backbone != "build_plain_cnn_backbone":
             raise UserError(f"the encoder of {run.folder} is {backbone}; Fig. 2a is of build_plain_cnn_backbone")
-        name = dataset or next(iter(run.metrics))
-        if name not in run.metrics:
-            raise UserError(f"{run.folder} was not evaluated on {name}, but on {', '.join(run.metrics)}")
+        name = dataset or run.cfg.DATASETS.TEST[0]
+        if name not in run.evaluation:
+            raise UserError(f"{run.folder} was not evaluated on {name}, but on {', '.join(run.evaluation)}")
         rows.append(
             {
-                "mapping": run.mapping,
+                "mapping": run.cfg.MODEL.AIRM.MAPPING,
                 "kernel_size": plain.KERNEL_SIZE,
                 "receptive_field": receptive_field(plain.KERNEL_SIZE, plain.NUM_LAYERS, plain.STRIDE),
                 "dataset": name,
-                "IoU": run.metrics[name]["refined_IoU"],
-                "mBA": run.metrics[name].get("refined_mBA"),
+                "IoU": _iou(run, name),
+                "mBA": run.evaluation[name]["refinement"].get("refined_mBA"),
                 "run": str(run.folder),
             }
         )
     return sorted(rows, key=lambda row: (row["mapping"], row["kernel_size"]))
 
 
-def category_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def category_rows(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     """Return a row for each category, a test set, of Fig. 2b.
 
     A SIRMF that was trained on one set is the first test set's own; it counts for no other. One that was trained on
@@ -103,10 +81,10 @@ def category_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Raises:
         UserError: if two runs have the same place.
     """
-    found: dict[str, dict[str, Run]] = {}
+    found: dict[str, dict[str, FinishedRun]] = {}
     for run in runs:
-        role, names = ONE_AIRMF, list(run.metrics)
-        if run.mapping == "SIRMF":
+        role, names = ONE_AIRMF, list(run.cfg.DATASETS.TEST)
+        if run.cfg.MODEL.AIRM.MAPPING == "SIRMF":
             own = len(run.cfg.DATASETS.TRAIN) == 1
             role, names = (SIRMF_EACH, names[:1]) if own else (ONE_SIRMF, names)
         for name in names:
@@ -115,10 +93,7 @@ def category_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 raise UserError(f"{other.folder} and {run.folder} are both {role} of {name}; leave one of them out")
     return [
         {"category": category, "dataset": name}
-        | {
-            role: found[name][role].metrics[name]["refined_IoU"] if role in found[name] else None
-            for role in (ONE_SIRMF, SIRMF_EACH, ONE_AIRMF)
-        }
+        | {role: _iou(place, name) if (place := found[name].get(role)) else None for role in ROLES}
         for name, category in zip(found, distinct_parts(list(found)), strict=True)
     ]
 

@@ -1,8 +1,7 @@
 """The pictures themselves, with matplotlib. Images are (H, W, 3) uint8 RGB, masks (H, W) boolean."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,19 +10,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from pixelmask.drawing import Colour, draw_masks
-from pixelmask.errors import UserError
-from pixelmask.files import whole_or_not_at_all
+from pixelmask.drawing import Colour, Window, draw_masks, fit, resize, to_grey
 
 from ..dct import zigzag_order
-from .objects import Window
 from .patch_histograms import ROWS as LABEL_COLOURS
 from .representation import PATCH_DIMS, PATCH_SIZE, Reconstruction
 
-DPI = 150
 PANEL_PIXELS = 320
 KEPT, LOST, ADDED, OUTSIDE = (235, 235, 235), (40, 120, 255), (255, 70, 50), (40, 42, 48)
-SUFFIXES = (".jpg", ".jpeg", ".pdf", ".png", ".svg")
 
 
 class Panel(NamedTuple):
@@ -109,38 +103,10 @@ def draw_part(
 ) -> np.ndarray:
     """Draw a window of an image, its longer side of ``side`` pixels; with a mask, in grey and the mask on it."""
     part = image[window]
-    scale = side / max(part.shape[:2])
-    size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
-    part = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
-    if mask is None:
-        return part
-    # Nearest neighbour: pixels of the mask are to be seen as they are
-    method = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
-    shown = cv2.resize(mask[window].astype(np.float32), size, interpolation=method) >= 0.5
-    return draw_masks(to_grey(part), shown[None], colours=[colour], opacity=0.45)
-
-
-def to_grey(image: np.ndarray) -> np.ndarray:
-    """Take the colour and some brightness out of an image, so that what is laid over it stands out."""
-    return np.repeat(image.mean(axis=2, keepdims=True) * 0.8 + 10, 3, axis=2).astype(np.uint8)
-
-
-def check_suffix(path: Path) -> None:
-    """Raise UserError for a name that ends as no kind of picture does."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: a figure is written as one of {', '.join(SUFFIXES)}")
-
-
-def save(figure: Figure, path: Path, quality: int = 80) -> None:
-    """Write a figure as the kind of file that the name's ending says, a JPEG with this quality.
-
-    Raises:
-        UserError: see :func:`check_suffix`.
-    """
-    check_suffix(path)
-    kind = path.suffix.lower().removeprefix(".")
-    options: dict[str, Any] = {"format": kind, "dpi": DPI}
-    if kind in ("jpg", "jpeg"):
-        options["pil_kwargs"] = {"quality": quality, "optimize": True}
-    with whole_or_not_at_all(path) as partial:
-        figure.savefig(partial, **options)
+    size, _ = fit(part, side)
+    part = resize(part, size, cv2.INTER_CUBIC)
+    return (
+        part
+        if mask is None
+        else draw_masks(to_grey(part), resize(mask[window], size)[None], colours=[colour], opacity=0.45)
+    )

@@ -13,14 +13,13 @@ from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from torch import Tensor
 
+from pixelmask.drawing import Window
 from pixelmask.errors import UserError
 from pixelmask.evaluation.matching import MATCHING_IOU
 from pixelmask.images import read_picture
 
 from ..data.shapes_dataset import is_shapes_name, register_shapes
 from ..evaluation.upper_bound import MASK_SIZE
-
-Window = tuple[slice, slice]  # rows and columns
 
 
 class TrueObjects(NamedTuple):

@@ -11,11 +11,24 @@ from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Instances
 
-from patchdct.mask_head import RefinementHead
-from patchdct.patches import PatchLabel
-from pixelmask.drawing import FONT, PAPER, WHITE, Array, Colour, draw_masks, instance_colour
+from pixelmask.drawing import (
+    FONT,
+    WHITE,
+    Array,
+    Colour,
+    draw_masks,
+    fit,
+    frame,
+    instance_colour,
+    resize,
+    to_grey,
+    write_title,
+)
 from pixelmask.engine.pictures import SCORE_THRESHOLD, Mapper
 from pixelmask.images import read_picture
+
+from ..mask_head import RefinementHead
+from ..patches import PatchLabel
 
 # Colour and opacity of a patch; the background's is only hinted at, so that the object stays visible.
 _PATCH_TINTS = {
@@ -99,10 +112,8 @@ def compare_panels(
     instances = instances.to("cpu")
     instances = instances[instances.scores >= score_threshold]
     instances = instances[torch.argsort(instances.scores, descending=True)]
-    height, width = image.shape[:2]
-    scale = panel_size / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    ground = _mute(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA))
+    size, scale = fit(image, panel_size)
+    ground = to_grey(resize(image, size, cv2.INTER_CUBIC), contrast=0.5, brightness=20, colour=0.25)
     truth = None if truth_masks is None else _resize_masks(truth_masks, size)
     predicted = _resize_masks(instances.pred_masks, size)
     colours = _matching_colours(truth, predicted)
@@ -112,7 +123,7 @@ def compare_panels(
     if truth is not None:
         panels.append(_titled(draw_masks(ground, truth, truth_classes, None, class_names), "Truth"))
     if instances.has("pred_coarse_masks"):
-        coarse = paste_masks_in_image(instances.pred_coarse_masks[:, 0], boxes, (height, width), threshold=0.5)
+        coarse = paste_masks_in_image(instances.pred_coarse_masks[:, 0], boxes, image.shape[:2], threshold=0.5)
         panels.append(_titled(draw_masks(ground, _resize_masks(coarse, size), *labels), "DCT-Mask stage"))
     with_patches = instances.has("pred_patch_labels")
     panels.append(_titled(draw_masks(ground, predicted, *labels), "PatchDCT" if with_patches else "Prediction"))
@@ -122,18 +133,11 @@ def compare_panels(
     return np.hstack(panels)
 
 
-def _mute(image: np.ndarray) -> np.ndarray:
-    """Take colour and contrast out of an image, so that what is laid over it stands out."""
-    grey = image.mean(axis=2, keepdims=True)
-    return np.round(0.25 * image + 0.5 * grey + 20).clip(0, 255).astype(np.uint8)
-
-
 def _resize_masks(masks: Array, size: tuple[int, int]) -> np.ndarray:
     """Resize (N, H, W) boolean masks to size (width, height), with smooth outlines."""
-    resized = np.zeros((len(masks), size[1], size[0]), bool)
+    resized = np.zeros((len(masks), *size[::-1]), bool)
     for mask, out in zip(np.asarray(masks, dtype=bool), resized, strict=True):
-        method = cv2.INTER_LINEAR if size[1] > len(mask) else cv2.INTER_AREA
-        out[:] = cv2.resize(mask.astype(np.float32), size, interpolation=method) >= 0.5
+        out[:] = resize(mask, size, cv2.INTER_LINEAR)
     return resized
 
 
@@ -157,8 +161,8 @@ def _titled(panel: np.ndarray, title: str) -> np.ndarray:
     """Put a bar with a title over a panel and a margin around it."""
     bar = max(14, panel.shape[1] // 15)
     margin = max(1, bar // 8)
-    framed = cv2.copyMakeBorder(panel, bar, margin, margin, margin, cv2.BORDER_CONSTANT, value=PAPER)
-    cv2.putText(framed, title, (2 * margin, round(0.7 * bar)), FONT, bar / 48, WHITE, max(1, bar // 24), cv2.LINE_AA)
+    framed = frame(panel, bar, margin, margin, margin)
+    write_title(framed, title, bar, 2 * margin)
     return framed
 
 

@@ -1,5 +1,6 @@
-"""Histograms of the elements of patch vectors by patch label (PatchDCT, Sec. 3.2, Fig. 3)."""
+"""Patches of masks: how many have which label, and histograms of their vectors (PatchDCT, Sec. 3.2, Fig. 3)."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..dct import DCTMaskCodec
+from ..evaluation.upper_bound import boxes_of, cut_out, objects_of
 from ..patches import PatchLabel, classify_patches, split_into_patches
 
 # Uniform patches first, as in the paper's figure; colours are those of the patches in this project's pictures
-ROWS = {
-    PatchLabel.FOREGROUND: "tab:green",
-    PatchLabel.BACKGROUND: "tab:blue",
-    PatchLabel.MIXED: "tab:orange",
-}
+ROWS = {PatchLabel.FOREGROUND: "tab:green", PatchLabel.BACKGROUND: "tab:blue", PatchLabel.MIXED: "tab:orange"}
 
 
 class PatchHistograms:
@@ -84,3 +82,25 @@ class PatchHistograms:
             row[0].set_ylabel(f"{label.name.lower()}\n% of {total:,}")
         figure.align_ylabels()
         figure.savefig(path, dpi=150)
+
+
+def count_patches(records: Iterable[dict[str, Any]], patch_sizes: Sequence[int]) -> tuple[int, dict[int, Tensor]]:
+    """Count the patches of all objects in their true boxes, at 112 x 112 pixels.
+
+    Args:
+        records: Detectron2's dicts, with masks.
+        patch_sizes: sides of patches, divisors of 112.
+
+    Returns:
+        the number of objects, and by patch size a (3,) int64 count by :class:`~patchdct.patches.PatchLabel`.
+    """
+    num_objects = 0
+    counts = {size: torch.zeros(len(PatchLabel), dtype=torch.int64) for size in patch_sizes}
+    for record in records:
+        objects = objects_of(record)
+        masks = cut_out(objects, boxes_of(objects))
+        num_objects += len(masks)
+        for size, count in counts.items():
+            labels = classify_patches(split_into_patches(masks, size))
+            count += torch.bincount(labels.flatten(), minlength=len(PatchLabel))
+    return num_objects, counts

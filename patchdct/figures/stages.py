@@ -10,10 +10,10 @@ import numpy as np
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Instances
 
-from pixelmask.drawing import instance_colour
+from pixelmask.drawing import Window, instance_colour, to_grey
 
-from .drawing import Panel, draw_part, to_grey
-from .objects import TrueObjects, Window
+from .drawing import Panel, draw_part
+from .objects import TrueObjects
 from .panels import tint_patch_labels
 from .representation import mask_iou
 

@@ -25,9 +25,10 @@ from patchdct.figures import (
     square_around,
     stage_columns,
 )
-from patchdct.figures.drawing import colour_errors, draw_panels, draw_part, draw_representation, save, tint_grid
+from patchdct.figures.drawing import colour_errors, draw_panels, draw_part, draw_representation, tint_grid
 from patchdct.figures.representation import mask_iou
 from pixelmask.config import get_cfg, load_cfg
+from pixelmask.drawing import save
 from pixelmask.errors import UserError
 
 PAGE = Path("docs/patchdct.md")

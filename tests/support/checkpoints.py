@@ -1,8 +1,11 @@
 """Small models and their checkpoints, for the tests of reading and writing these."""
 
 import pickle
+from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
 
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
@@ -37,3 +40,13 @@ def write_old_torch(path, data):
 
 def write_pickle(path, data):
     path.write_bytes(pickle.dumps(data, protocol=2))
+
+
+def save_model(cfg: CfgNode, folder: Path) -> Path:
+    """Write a checkpoint of an untrained model, always the same, with its config in it and beside it."""
+    torch.manual_seed(0)
+    checkpointer = SafeCheckpointer(build_model(cfg), str(folder))
+    checkpointer.config = cfg.dump()
+    checkpointer.save("model_final")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder / "model_final.pth"

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 
-from tests.support.models import tiny_cfg
+from tests.support.checkpoints import save_model
+from tests.support.models import tiny_airm_cfg, tiny_cfg
 
 
 @pytest.fixture
@@ -22,3 +23,15 @@ def config_file(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def detector_weights(tmp_path_factory) -> Path:
+    """A checkpoint of the tiny PatchDCT model, whose random scores are all above 0.1 and below 0.9."""
+    return save_model(tiny_cfg(), tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="session")
+def airm_weights(tmp_path_factory) -> Path:
+    """A checkpoint of the tiny AIRM, with a Mix Transformer and AIRMF, not trained."""
+    return save_model(tiny_airm_cfg(), tmp_path_factory.mktemp("refiner"))

@@ -1,6 +1,7 @@
 """The demo: images and videos of every kind in, pictures and COCO results out, nothing lost when a file is bad."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
@@ -34,15 +34,6 @@ def no_data_sets(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A checkpoint of the tiny PatchDCT model, whose random scores are all above 0.1 and below 0.9."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model.pth"
-    torch.save({"model": build_model(tiny_cfg()).state_dict()}, path)
-    return str(path)
-
-
 def picture(width: int = 72, height: int = 56) -> Image.Image:
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 255, width)
@@ -60,21 +51,14 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def demo(tool, config_file, weights, tmp_path):
+def demo(tool, config_file, detector_weights, tmp_path):
     """A function that runs the tool as its command line does, and returns the folder, detections and images."""
     output = tmp_path / "out"
 
-    def call(*args: str | Path, head: str = "patchdct", weights: str | None = weights, edit=lambda cfg: None):
-        options = ["--weights", weights] if weights else []
-        command = [
-            "--config-file",
-            config_file(head, edit),
-            *options,
-            "--output",
-            str(output),
-            "--score-threshold",
-            "0",
-        ]
+    def call(*args: str | Path, head="patchdct", weights: Path | None = detector_weights, edit=lambda cfg: None):
+        options = ["--weights", str(weights)] if weights else []
+        command = ["--config-file", config_file(head, edit), *options, "--output", str(output)]
+        command += ["--score-threshold", "0"]
         run(tool.main, tool.argument_parser().parse_args([*command, *map(str, args)]))
         return output, *(json.loads((output / f"{name}.json").read_text()) for name in ("detections", "images"))
 
@@ -137,21 +121,11 @@ def test_exotic_images_are_read_and_bad_ones_named_at_the_end(demo, tmp_path, ca
         assert f"cannot read image {folder / name}" in error
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     names = [Path(image["file_name"]).name for image in images]
-    assert sorted(names) == [
-        "1.png",
-        "L.png",
-        "LA.png",
-        "P.png",
-        "RGBA.png",
-        "cmyk.jpg",
-        "lzw.tiff",
-        "sixteen.png",
-        "whole.jpg",
-    ]
-    assert all(
-        (tmp_path / "out" / f"{Path(name).stem}_masks{'.jpg' if name.endswith('.jpg') else '.png'}").is_file()
-        for name in names
-    )
+    expected = ["1.png", "L.png", "LA.png", "P.png", "RGBA.png", "cmyk.jpg", "lzw.tiff", "sixteen.png", "whole.jpg"]
+    assert sorted(names) == expected
+    for name in names:
+        suffix = ".jpg" if name.endswith(".jpg") else ".png"
+        assert (tmp_path / "out" / f"{Path(name).stem}_masks{suffix}").is_file()
 
 
 def test_pictures_have_the_right_values(tmp_path):
@@ -227,7 +201,7 @@ def test_weights_are_asked_for(demo, photos, tmp_path, capsys):
         error = capsys.readouterr().err
         assert e.value.code == 1 and message in error and "--weights" in error
     with pytest.raises(SystemExit):
-        demo("--input", photos, weights=str(tmp_path / "absent.pth"))
+        demo("--input", photos, weights=tmp_path / "absent.pth")
     assert "absent.pth" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -258,13 +232,14 @@ def test_equal_names_and_inputs_in_the_output_folder_are_kept_apart(tool, tmp_pa
     assert [target.name for target in targets.values()] == names
 
 
-def test_inputs_are_files_folders_and_patterns(tool, photos, tmp_path):
-    found = tool.find_inputs([str(photos / "1.jpg"), str(photos), str(photos / "*.jpg")])
+def test_inputs_are_files_folders_and_patterns(tool, demo, photos, tmp_path, capsys):
+    found = tool.find_images([str(photos / "1.jpg"), str(photos), str(photos / "*.jpg")], tool.SUFFIXES, deep=False)
     assert [path.name for path in found] == ["1.jpg", "0.jpg", "2.jpg"]
     (tmp_path / "void").mkdir()
     for text in ("void", "absent.jpg", "*.gif"):
-        with pytest.raises(UserError, match="--input"):
-            tool.find_inputs([str(tmp_path / text)])
+        with pytest.raises(SystemExit):
+            demo("--input", tmp_path / text)
+        assert re.search(rf"{re.escape(text)}: (no such|a folder without) media file", capsys.readouterr().err)
 
 
 def test_interruption_leaves_what_was_done(demo, tool, photos, tmp_path, monkeypatch):
@@ -300,11 +275,8 @@ def test_categories_of_an_own_data_set_have_its_ids(demo, photos):
         cfg.DATASETS.TEST = ("demo_test_set",)
 
     _, detections, images = demo("--input", photos / "0.jpg", edit=use)
-    assert images["categories"] == [
-        {"id": 10, "name": "star"},
-        {"id": 20, "name": "square"},
-        {"id": 30, "name": "disc"},
-    ]
+    named = {category["id"]: category["name"] for category in images["categories"]}
+    assert list(named.items()) == [(10, "star"), (20, "square"), (30, "disc")]
     assert {d["category_id"] for d in detections} <= {10, 20, 30}
 
 
@@ -315,9 +287,9 @@ def test_classes_without_names_are_numbers(tool, caplog):
     assert "3 classes of the model get numbers for names: data set unheard_of" in caplog.text
 
 
-def test_predictor_agrees_with_that_of_detectron2(weights):
+def test_predictor_agrees_with_that_of_detectron2(detector_weights):
     cfg = tiny_cfg()
-    cfg.MODEL.WEIGHTS = weights
+    cfg.MODEL.WEIGHTS = str(detector_weights)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     image = np.asarray(picture())
     ours = Predictor(cfg)(image)

@@ -7,19 +7,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from pycocotools import mask as mask_util
 
 from airm import Refiner
 from airm.coarse_to_fine import Settings
 from airm.data.synthetic_dataset import make_synthetic
 from airm.figures import refinement_steps, score_mask, zoom_windows
-from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.checkpoint.files import read_torch
 from pixelmask.cli import run
 from pixelmask.errors import UserError
 from pixelmask.images import read_mask
-from tests.support.models import load_tool, tiny_airm_cfg
+from tests.support.models import load_tool
 
 TINY = [
     "MODEL.PLAIN_CNN.CHANNELS", "8", "MODEL.PLAIN_CNN.NUM_LAYERS", "3", "MODEL.AIRM.STAGE_CHANNELS", "8",
@@ -112,21 +110,10 @@ def test_the_encoder_of_a_category_is_the_frozen_one_and_resuming_needs_it_no_mo
     assert "MODEL.AIRM.FROZEN_ENCODER: no checkpoint gone.pth" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """A checkpoint of a Mix Transformer with AIRMF, not trained."""
-    torch.manual_seed(0)
-    cfg, folder = tiny_airm_cfg(), tmp_path_factory.mktemp("weights")
-    checkpointer = SafeCheckpointer(build_model(cfg), str(folder))
-    checkpointer.config = cfg.dump()
-    checkpointer.save("model")
-    return folder / "model.pth"
-
-
-def test_figure_6(weights, root, tmp_path):
+def test_figure_6(airm_weights, root, tmp_path):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     files = [folder / "000001_im.jpg", folder / "000001_seg.png"]
-    options = ["--weights", weights, "--device", "cpu", "--output", tmp_path / "maps.png"]
+    options = ["--weights", airm_weights, "--device", "cpu", "--output", tmp_path / "maps.png"]
     numbers = draw("attention", *files, *options, "--position", 95, 0, "--max-side", 64)
     assert numbers["cell"] == (0, 3)  # 72 x 96 pixels shrunk to 48 x 64, a grid of 3 x 4
     assert np.shape(numbers["attention"]) == np.shape(numbers["affinity"]) == (3, 4)
@@ -135,10 +122,10 @@ def test_figure_6(weights, root, tmp_path):
 
 
 @pytest.mark.parametrize("dots", [[], ["--dots"]])
-def test_figure_7(weights, root, tmp_path, dots):
+def test_figure_7(airm_weights, root, tmp_path, dots):
     names = ["synthetic_refinement_val_star_4_96x72", "synthetic_refinement_val_blob_4_96x72"]
     output = tmp_path / "new" / "points.png"
-    options = ["--weights", weights, "--device", "cpu", "--max-side", 64, "--output", output, *dots]
+    options = ["--weights", airm_weights, "--device", "cpu", "--max-side", 64, "--output", output, *dots]
     numbers = draw("parameters", *names, *options)
     assert [point["category"] for point in numbers["points"]] == [name for name in names for _ in range(4)]
     assert numbers["perplexity"] == pytest.approx(7 / 3)
@@ -203,13 +190,13 @@ def test_enlarged_parts_are_a_tenth_of_the_image_and_within_it():
 
 
 @pytest.mark.parametrize("zoom", [[], ["--zoom", 20, 30, "--zoom", 0, 71]])
-def test_coarse_to_fine(weights, root, tmp_path, zoom):
+def test_coarse_to_fine(airm_weights, root, tmp_path, zoom):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     files = [str(folder / f"000001_{kind}") for kind in ("im.jpg", "seg.png", "gt.png")]
-    options = ["--weights", weights, "--device", "cpu", "--output", tmp_path / "steps.png", *zoom]
+    options = ["--weights", airm_weights, "--device", "cpu", "--output", tmp_path / "steps.png", *zoom]
     numbers = draw("coarse-to-fine", *files[:2], "--truth", files[2], *options)
     truth, coarse = read_mask(files[2]), read_mask(files[1])
-    for found, mask in ((numbers["coarse"], coarse), (numbers["steps"][-1], Refiner(weights).refine(*files[:2]))):
+    for found, mask in ((numbers["coarse"], coarse), (numbers["steps"][-1], Refiner(airm_weights).refine(*files[:2]))):
         a, b = (mask_util.encode(np.asfortranarray(m, np.uint8)) for m in (mask, truth))
         assert found["IoU"] == pytest.approx(100 * mask_util.iou([a], [b], [0])[0, 0])
     assert [step["size"] for step in numbers["steps"]] == [(72, 96)]  # at lower ratios it is smaller than 224 pixels
@@ -218,19 +205,25 @@ def test_coarse_to_fine(weights, root, tmp_path, zoom):
     assert "IoU" not in draw("coarse-to-fine", *files[:2], *options)["steps"][0]
 
 
-def test_coarse_to_fine_of_an_empty_mask_is_refused(weights, root, tmp_path):
+def test_coarse_to_fine_of_an_empty_mask_is_refused(airm_weights, root, tmp_path):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((72, 96), np.uint8))
     with pytest.raises(UserError, match=r"empty.png: an empty mask has nothing to refine"):
         draw(
-            "coarse-to-fine", folder / "000001_im.jpg", tmp_path / "empty.png", "--weights", weights, "--device", "cpu"
+            "coarse-to-fine",
+            folder / "000001_im.jpg",
+            tmp_path / "empty.png",
+            "--device",
+            "cpu",
+            "--weights",
+            airm_weights,
         )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kernel-sizes", "nowhere"], "no nowhere/config.yaml"),
+        (["kernel-sizes", "nowhere"], "no folder nowhere"),
         (["attention", "a.jpg", "b.png", "--weights", "c.pth"], "cannot read image a.jpg"),
         (["parameters", "nowhere", "--weights", "c.pth"], "'nowhere' is neither"),
         (["parameters", "synthetic_refinement_val_2_96x72", "--weights", "c.pth"], "no weights c.pth"),
@@ -242,8 +235,8 @@ def test_bad_input_ends_in_one_message(arguments, message, capsys):
     assert e.value.code == 1 and message in capsys.readouterr().err
 
 
-def test_a_figure_of_an_unknown_kind_is_refused(weights, tmp_path, root):
+def test_a_figure_of_an_unknown_kind_is_refused(airm_weights, tmp_path, root):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     files = [folder / "000001_im.jpg", folder / "000001_seg.png"]
     with pytest.raises(UserError, match=r"maps\.txt: a figure is written as one of \.jpg, "):
-        draw("attention", *files, "--weights", weights, "--output", tmp_path / "maps.txt")
+        draw("attention", *files, "--weights", airm_weights, "--output", tmp_path / "maps.txt")

@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
 from patchdct.figures import load_objects
 from patchdct.figures.representation import mask_iou
-from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.cli import run
-from tests.support.models import load_tool, tiny_airm_cfg, tiny_cfg
+from tests.support.checkpoints import save_model
+from tests.support.models import load_tool, tiny_cfg
 
 DATASET = "shapes_val_2_96px"
 
@@ -31,24 +30,9 @@ def environment(monkeypatch, root):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
 
 
-def save_model(cfg, folder: Path) -> Path:
-    """Write a checkpoint of an untrained model, and its config beside it."""
-    torch.manual_seed(0)
-    checkpointer = SafeCheckpointer(build_model(cfg), str(folder))
-    checkpointer.config = cfg.dump()
-    checkpointer.save("model")
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder / "model.pth"
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     return save_model(tiny_cfg(num_classes=8), tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def refiner(tmp_path_factory) -> Path:
-    return save_model(tiny_airm_cfg(), tmp_path_factory.mktemp("refiner"))
 
 
 def draw(*arguments: object):
@@ -110,12 +94,12 @@ def test_stages_belong_to_their_objects(weights, tmp_path, monkeypatch):
     assert len(draw("stages", *options, "--objects", 2)["objects"]) == 2
 
 
-def test_teaser_has_what_the_refiner_makes(weights, refiner, tmp_path, monkeypatch):
+def test_teaser_has_what_the_refiner_makes(weights, airm_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "Predictor", Oracle)
-    options = ["--dataset", DATASET, "--weights", weights, "--refiner", refiner, "--output", tmp_path / "d.jpg"]
+    options = ["--dataset", DATASET, "--weights", weights, "--refiner", airm_weights, "--output", tmp_path / "d.jpg"]
     numbers = draw("teaser", *options)
     truth = load_objects(DATASET, 1)
-    refine = tool.InstanceRefiner(tool.Refiner(refiner)).refine
+    refine = tool.InstanceRefiner(tool.Refiner(airm_weights)).refine
     for i, row in enumerate(numbers["objects"]):
         assert list(row["IoU"]) == ["DCT-Mask stage", "PatchDCT", "PatchDCT + AIRM"]
         left, top, right, bottom = row["window"]
@@ -128,10 +112,10 @@ def test_teaser_has_what_the_refiner_makes(weights, refiner, tmp_path, monkeypat
     check_files(tmp_path / "d.jpg", numbers, dataset=DATASET, image=1)
 
 
-def test_a_model_that_finds_nothing(weights, refiner, tmp_path):
+def test_a_model_that_finds_nothing(weights, airm_weights, tmp_path):
     options = ["--dataset", DATASET, "--weights", weights, "--output", tmp_path / "e.jpg"]
-    threshold = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99]
-    for numbers in (draw("stages", *options, *threshold), draw("teaser", "--refiner", refiner, *options, *threshold)):
+    options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99]
+    for numbers in (draw("stages", *options), draw("teaser", "--refiner", airm_weights, *options)):
         assert all(iou is None for row in numbers["objects"] for iou in row["IoU"].values())
     check_files(tmp_path / "e.jpg", numbers, dataset=DATASET, image=1)
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as mask_util
 
@@ -18,7 +16,7 @@ from patchdct.predictor import Predictor
 from pixelmask.cli import run
 from pixelmask.images import read_picture
 from pixelmask.rle import decode, encode, to_rle
-from tests.support.models import disc, load_tool, tiny_airm_cfg, tiny_cfg
+from tests.support.models import disc, load_tool, tiny_cfg
 
 H, W = 56, 72
 NAMES = ["000000000007.jpg", "000000000003.jpg", "000000000012.jpg"]
@@ -35,23 +33,6 @@ def no_data_sets(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    cfg = tiny_airm_cfg()
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def detector_weights(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("detector") / "model.pth"
-    torch.save({"model": build_model(tiny_cfg()).state_dict()}, path)
-    return path
-
-
 @pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
@@ -63,12 +44,14 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def refine(tool, weights, photos, tmp_path):
+def refine(tool, airm_weights, photos, tmp_path):
     """A function that runs the tool as its command line does, and returns its folder and what it evaluated."""
 
     def call(*args: object, output: str = "out"):
-        command = ["--refiner", weights, "--images", photos, "--output", tmp_path / output, "--device", "cpu", *args]
-        return tmp_path / output, run(tool.main, tool.argument_parser().parse_args([*map(str, command)]))
+        command = ["--refiner", airm_weights, "--images", photos, "--output", tmp_path / output, *args]
+        return tmp_path / output, run(
+            tool.main, tool.argument_parser().parse_args(["--device", "cpu", *map(str, command)])
+        )
 
     return call
 
@@ -124,11 +107,11 @@ def truth(tmp_path):
     return write(tmp_path / "truth.json", {"images": images, "annotations": annotations, "categories": categories})
 
 
-def test_json_in_json_out(refine, results, weights, photos, capsys):
+def test_json_in_json_out(refine, results, airm_weights, photos, capsys):
     output, evaluation = refine("--results", results)
     refined, before = json.loads((output / "refined.json").read_text()), some_results()
     assert evaluation is None and sorted(path.name for path in output.iterdir()) == ["refined.json"]
-    refiner = InstanceRefiner(Refiner(weights))
+    refiner = InstanceRefiner(Refiner(airm_weights))
     for old, new in zip(before, refined, strict=True):
         assert list(old) == list(new)
         assert {k: old[k] for k in old if k != "segmentation"} == {k: new[k] for k in new if k != "segmentation"}
@@ -212,26 +195,16 @@ def test_one_category_is_that_of_png_masks(refine, tmp_path, truth):
         annotation["category_id"] = 5
     (tmp_path / "masks").mkdir()
     for annotation in content["annotations"]:
-        Image.fromarray(decode(annotation["segmentation"])).save(
-            tmp_path / "masks" / f"{annotation['image_id']:012d}.png"
-        )
-    _, evaluation = refine(
-        "--results", tmp_path / "masks", "--annotations", write(truth, content), "--min-confidence", 1
-    )
+        name = f"{annotation['image_id']:012d}.png"
+        Image.fromarray(decode(annotation["segmentation"])).save(tmp_path / "masks" / name)
+    options = ["--annotations", write(truth, content), "--min-confidence", 1]
+    _, evaluation = refine("--results", tmp_path / "masks", *options)
     assert evaluation["after"]["segm"]["AP"] == pytest.approx(100) and evaluation["pairs"] == 3
 
 
 def test_detector(refine, config_file, detector_weights, photos, tmp_path):
-    cfg_file = config_file("patchdct")
-    options = [
-        "--config-file",
-        cfg_file,
-        "--weights",
-        detector_weights,
-        "--overlays",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    ]
-    output, _ = refine(*options, "0.0")
+    options = ["--config-file", config_file("patchdct"), "--weights", detector_weights, "--overlays"]
+    output, _ = refine(*options, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
     coarse, refined = (json.loads((output / f"{name}.json").read_text()) for name in ("coarse", "refined"))
     images = json.loads((output / "images.json").read_text())
     assert [c["id"] for c in images["categories"]] == [0, 1, 2] and len(images["images"]) == 3
@@ -346,7 +319,7 @@ def test_low_scores_stay(refine, results):
 
 @pytest.mark.slow
 @pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT names no folder of real data")
-def test_real_coco(tool, weights, tmp_path):
+def test_real_coco(tool, airm_weights, tmp_path):
     """Truth of three real images, perturbed, as another model's results: AP of real annotations before and after."""
     root = Path(os.environ["REAL_DATA_ROOT"], "coco")
     content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
@@ -364,8 +337,8 @@ def test_real_coco(tool, weights, tmp_path):
         results.append({**keys, "score": 0.5, "segmentation": coarse, "id": annotation["id"]})
     truth = write(tmp_path / "truth.json", content)
     options = ["--results", write(tmp_path / "results.json", results), "--annotations", truth, "--min-confidence", 1]
-    options += ["--refiner", weights, "--images", root / "val2017", "--output", tmp_path / "out", "--device", "cpu"]
-    evaluation = run(tool.main, tool.argument_parser().parse_args([*map(str, options)]))
+    options += ["--refiner", airm_weights, "--images", root / "val2017", "--output", tmp_path / "out"]
+    evaluation = run(tool.main, tool.argument_parser().parse_args(["--device", "cpu", *map(str, options)]))
     assert json.loads((tmp_path / "out" / "refined.json").read_text()) == results
     assert evaluation["pairs"] == len(results)
     assert 84 < evaluation["before"]["IoU"] < 92 and evaluation["before"]["segm"]["AP50"] == pytest.approx(100)

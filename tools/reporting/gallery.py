@@ -14,11 +14,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from pixelmask.drawing import find_largest_change
+from pixelmask.drawing import Window, find_largest_change, fit, resize
 from pixelmask.images import read_picture
 
 WEBP_QUALITY = 78
-Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -99,15 +98,15 @@ class Picture:
 
     def _view(self, image: np.ndarray, window: Window, scale: float, label: str) -> dict[str, Any]:
         part = image[window]
-        width, height = (max(1, round(side * scale)) for side in (part.shape[1], part.shape[0]))
+        size, _ = fit(part, round(max(part.shape[:2]) * scale), 1.0)
         left, top = window[1].start, window[0].start
         return {
             "label": label,
-            "width": width,
-            "height": height,
-            "image": encode_image(resize(part, width, height)),
+            "width": size[0],
+            "height": size[1],
+            "image": encode_image(resize(part, size)),
             "layers": {
-                key: [encoded for mask in masks if (encoded := _encode_part(mask, window, width, height))]
+                key: [encoded for mask in masks if (encoded := _encode_part(mask, window, size))]
                 for key, masks in self.layers.items()
             },
             "patches": {
@@ -124,15 +123,6 @@ class Picture:
                 for key, grids in self.patches.items()
             },
         }
-
-
-def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Reduce an image or a boolean mask (half a pixel is inside), or return it as it is if it has this size."""
-    if image.shape[:2] == (height, width):
-        return image
-    if image.dtype == bool:
-        return cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) >= 0.5
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def encode_image(image: np.ndarray) -> str:
@@ -163,9 +153,9 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any] | None:
     return {"box": [left, top, width, height], "runs": base64.b64encode(data.tobytes()).decode()}
 
 
-def _encode_part(mask: LayerMask, window: Window, width: int, height: int) -> dict[str, Any] | None:
+def _encode_part(mask: LayerMask, window: Window, size: tuple[int, int]) -> dict[str, Any] | None:
     pixels = mask_util.decode(mask.rle).astype(bool)[window]
-    encoded = encode_mask(np.ascontiguousarray(resize(pixels, width, height)))
+    encoded = encode_mask(np.ascontiguousarray(resize(pixels, size)))
     if encoded is None:
         return None
     score = None if mask.score is None else round(mask.score, 4)

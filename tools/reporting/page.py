@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from pixelmask.files import whole_or_not_at_all
 
 from .gallery import Picture
-from .runs import Run
-from .tables import Table
+from .metric_tables import Table
+from .reported_runs import ReportedRun
 
 FOLDER = Path(__file__).parent / "assets"
 SCRIPTS = ("masks.js", "panels.js", "curves.js", "gallery.js", "zoom.js", "main.js")
@@ -28,7 +28,7 @@ LOSS = re.compile(r"loss")
 class Content(NamedTuple):
     """What a page is about. ``measures`` has the names of the pictures' values; no pictures, no gallery."""
 
-    runs: Sequence[Run]
+    runs: Sequence[ReportedRun]
     data_set: str
     tables: Sequence[Table]
     class_names: list[str]
@@ -94,7 +94,7 @@ def data_block(name: str, value: Any) -> str:
     return f'<script type="application/json" id="{name}">{text.replace("<", chr(92) + "u003c")}</script>\n'
 
 
-def _curves(runs: Sequence[Run], is_wanted: Any) -> dict[str, list[list[tuple[int, float]]]]:
+def _curves(runs: Sequence[ReportedRun], is_wanted: Any) -> dict[str, list[list[tuple[int, float]]]]:
     """Return a list of points of each run for each quantity; an empty one for a run without it."""
     keys = dict.fromkeys(key for run in runs for key in run.curves if is_wanted(key))
     return {key: [[(x, _rounded(y)) for x, y in run.curves.get(key, [])] for run in runs] for key in keys}

@@ -59,11 +59,7 @@ def schedule_of(checkpoint: Path) -> dict[str, Any]:
     """
     content = read_torch(str(checkpoint))
     solver = yaml.safe_load(content["config"])["SOLVER"]
-    return {
-        "iterations": content["iteration"] + 1,
-        "batch": solver["IMS_PER_BATCH"],
-        "lr": solver["BASE_LR"],
-    }
+    return {"iterations": content["iteration"] + 1, "batch": solver["IMS_PER_BATCH"], "lr": solver["BASE_LR"]}
 
 
 def hours_of(metrics: Path, iterations: int) -> float | None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from .runs import Run
 from .session import Session
+from .table_runs import TableRun
 from .tables import COST, UPPER_BOUND, Row, Table, Tables
 
 OTHERS = "not this project's"
@@ -88,7 +88,7 @@ def gpu_hours(config: str, cfg: CfgNode, tables: Tables) -> float:
 def overview(tables: Tables, session: Session) -> list[dict[str, Any]]:
     """Return a dict for every row of every table: its config, the sets it needs, its GPU hours, its state."""
     lines = []
-    runs: dict[tuple[str, str], Run] = {}
+    runs: dict[tuple[str, str], TableRun] = {}
     for table in tables.tables.values():
         for row in table.rows:
             line: dict[str, Any] = {

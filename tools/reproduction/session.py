@@ -17,7 +17,7 @@ from train_net import trainer_of
 
 from . import quick
 from .provenance import ROOT, annotation_version, commit, file_version, hours_of, schedule_of
-from .runs import Run
+from .table_runs import TableRun
 from .tables import COST, UPPER_BOUND, Row, Table
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ AIRM_SIZE = ("--size", "1706", "2560")
 
 
 def run_command(command: list[str]) -> None:
-    """Run a tool of this project; raise UserError if it fails."""
+    """TableRun a tool of this project; raise UserError if it fails."""
     status = subprocess.run(command).returncode
     if status:
         raise UserError(f"{Path(command[1]).name} ended with status {status}; what it said is above")
@@ -57,7 +57,7 @@ class Session:
     run: Callable[[list[str]], None] = run_command
     _failed: dict[Path, str] = field(default_factory=dict, init=False)
 
-    def run_of(self, row: Row) -> Run:
+    def run_of(self, row: Row) -> TableRun:
         """Return the run of one of our rows."""
         base = self._run(row.starts_from) if row.starts_from else None
         run = self._run(row.config)
@@ -73,9 +73,9 @@ class Session:
         """Return the set that a row is evaluated on."""
         return quick.test_set(row.test) if self.quick else row.test
 
-    def _run(self, config: str) -> Run:
+    def _run(self, config: str) -> TableRun:
         folder = self.output / "quick" / Path(config).name if self.quick else self.output / Path(config).name
-        return Run(folder, config, self._config(config, folder))
+        return TableRun(folder, config, self._config(config, folder))
 
     def _config(self, config: str, folder: Path) -> CfgNode:
         cfg = load_cfg(str(ROOT / "configs" / f"{config}.yaml"), self.overrides)
@@ -116,7 +116,7 @@ class Session:
                 self._call(f"{tool}.py", "--config-file", run.config_file, "--json", run.cost(tool), *options)
                 run.add_to_record(cost={tool: commit()})
 
-    def _cost_options(self, tool: str, run: Run) -> Sequence[str]:
+    def _cost_options(self, tool: str, run: TableRun) -> Sequence[str]:
         drawn = quick.settings() if self.quick else None
         size = ("--size", *map(str, drawn["image_size"])) if drawn else None
         timing = drawn["benchmark"].split() if drawn else []
@@ -136,7 +136,7 @@ class Session:
             if table.uses(UPPER_BOUND) and not run.upper_bound(test).is_file():
                 self._bound(run, test)
 
-    def train(self, run: Run) -> None:
+    def train(self, run: TableRun) -> None:
         """Train a run to its end from wherever it is; raise UserError if that cannot be done, or its config changed."""
         if run.starts_from:
             self.train(run.starts_from)
@@ -148,7 +148,7 @@ class Session:
             self._failed[run.folder] = str(e)
             raise
 
-    def _train(self, run: Run) -> None:
+    def _train(self, run: TableRun) -> None:
         run.write_config()
         if not run.is_trained:
             _check_data(run.cfg, train=run.cfg.DATASETS.TRAIN)
@@ -167,7 +167,7 @@ class Session:
                 }
             )
 
-    def evaluate(self, run: Run, test: str, added: Sequence[str] = ()) -> None:
+    def evaluate(self, run: TableRun, test: str, added: Sequence[str] = ()) -> None:
         """Evaluate a run on a set, unless it was with all ``added`` files below ``$DETECTRON2_DATASETS``.
 
         Raises:
@@ -188,14 +188,14 @@ class Session:
         entry = {"commit": commit(), "annotations": {test: annotation_version(test), **versions}}
         run.add_to_record(evaluations={test: entry})
 
-    def _bound(self, run: Run, test: str) -> None:
+    def _bound(self, run: TableRun, test: str) -> None:
         _check_data(run.cfg, test=(test,))
         run.upper_bound(test).parent.mkdir(exist_ok=True)
         inputs = ("--annotations", MetadataCatalog.get(test).json_file, "--detections", run.detections_of(test))
         self._call("upper_bound.py", *inputs, "--json", run.upper_bound(test))
         run.add_to_record(upper_bound={test: commit()})
 
-    def _train_net(self, run: Run, *args: object) -> None:
+    def _train_net(self, run: TableRun, *args: object) -> None:
         self._call("train_net.py", "--config-file", run.config_file, "--num-gpus", self.num_gpus, *args)
 
     def _call(self, tool: str, *args: object) -> None:

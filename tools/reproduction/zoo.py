@@ -3,12 +3,13 @@
 ``obtained.json`` holds the obtained figures that are committed: by table and row what ``show --format json`` has of it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pixelmask.files import read_json, write_json
+
 from .provenance import ROOT
-from .report import markdown_table, number_text
+from .rendering import markdown_table, number_text
 from .results import as_dict, results_of
 from .session import Session
 from .tables import Row, Table, Tables
@@ -34,7 +35,7 @@ drawn images. This file is written by `python tools/reproduce.py zoo` from `tool
 
 def read_obtained(path: Path = OBTAINED) -> dict[str, dict[str, Any]]:
     """Return the committed results by table and row."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def collect(tables: Tables, session: Session, path: Path = OBTAINED) -> list[str]:
@@ -48,7 +49,7 @@ def collect(tables: Tables, session: Session, path: Path = OBTAINED) -> list[str
                 about = {key: line[key] for key in ("commit", "schedule", "annotations", "device", "changes")}
                 obtained.setdefault(table.name, {})[line["row"]] = {**about, "obtained": figures}
                 taken.append(f"{table.name} {line['row']}")
-    path.write_text(json.dumps(obtained, indent=2) + "\n", encoding="utf-8")
+    write_json(path, obtained, indent=2)
     return taken
 
 

@@ -9,11 +9,11 @@ from pycocotools import mask as mask_util
 
 from pixelmask.config import get_cfg
 from reporting.gallery import PatchGrid, Picture
-from reporting.instances import InstanceGallery
+from reporting.instance_gallery import InstanceGallery
 from reporting.matching import Instance, compare
+from reporting.metric_tables import Table
 from reporting.page import Content, write_page
-from reporting.runs import Curve, Run
-from reporting.tables import Table
+from reporting.reported_runs import Curve, ReportedRun
 
 HEIGHT, WIDTH = 60, 80
 # Names that would break out of a page that does not escape them
@@ -28,8 +28,10 @@ def box(left: int, top: int, right: int, bottom: int, label: int = 0, score: flo
     return Instance(mask_util.encode(mask), label, score)
 
 
-def drawn_run(name: str, folder: Path = Path("runs"), curves: dict[str, Curve] | None = None, **test: dict) -> Run:
-    return Run(name, folder / name, get_cfg(), test or {"drawn": {"segm": {"AP": 50.0}}}, curves or {})
+def drawn_run(
+    name: str, folder: Path = Path("runs"), curves: dict[str, Curve] | None = None, **test: dict
+) -> ReportedRun:
+    return ReportedRun(folder / name, get_cfg(), test or {"drawn": {"segm": {"AP": 50.0}}}, name, curves or {})
 
 
 def drawn_pictures(folder: Path) -> list[Picture]:

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from pixelmask.errors import UserError
-from reporting.report import read_runs, spread
-from reporting.runs import choose_data_set, read_curves, read_run
-from reporting.tables import metric_tables
+from reporting.assembling import spread
+from reporting.metric_tables import metric_tables
+from reporting.reported_runs import choose_data_set, read_curves, read_run, read_runs
 from tests.support.models import tiny_airm_cfg, tiny_cfg
 
 METRICS = {"segm": {"AP": 37.0, "AP50": float("nan"), "AP-cat": 12.5}, "boundary": {"AP": 25.0}}

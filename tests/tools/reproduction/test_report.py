@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reproduction import quick, zoo
-from reproduction.report import render
+from reproduction.rendering import render
 from reproduction.results import Result, as_dict, difference, overview
 from reproduction.session import Session
 from reproduction.tables import load_tables

@@ -1,7 +1,6 @@
 """tables.yaml against the papers."""
 
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 import yaml
@@ -9,7 +8,7 @@ import yaml
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 from reproduction import quick
-from reproduction.runs import flat
+from reproduction.table_runs import flat
 from reproduction.tables import FILE, load_tables
 
 TABLES = load_tables().tables
@@ -157,5 +156,5 @@ def test_no_key_stands_twice():
             assert len(keys) == len(set(keys)), keys
             return super().construct_mapping(node, deep)
 
-    for path in sorted(Path("reproduction").glob("*.yaml")):
+    for path in sorted(FILE.parent.glob("*.yaml")):
         yaml.load(path.read_text(), Strict)

@@ -23,7 +23,7 @@ from pixelmask.errors import UserError
 
 from .gallery import LayerMask, Picture
 from .matching import Instance, boundary_iou, disagreement
-from .runs import Run
+from .reported_runs import ReportedRun
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class RefinementGallery:
         "boundary_iou": "Boundary IoU",
     }
 
-    def __init__(self, runs: Sequence[Run], data_set: str):
+    def __init__(self, runs: Sequence[ReportedRun], data_set: str):
         """
         Args:
             runs: of refinement, evaluated on ``data_set``.
@@ -110,7 +110,7 @@ def _instance(mask: torch.Tensor) -> Instance:
     return Instance(mask_util.encode(np.asfortranarray(pixels, dtype=np.uint8)), 0)
 
 
-def _load_model(run: Run, cfg: Any) -> nn.Module:
+def _load_model(run: ReportedRun, cfg: Any) -> nn.Module:
     logger.info("Refining the masks of the gallery with %s", cfg.MODEL.WEIGHTS)
     model = build_model(cfg).eval()
     try:
@@ -120,7 +120,7 @@ def _load_model(run: Run, cfg: Any) -> nn.Module:
     return model
 
 
-def _load_masks(run: Run, data_set: str) -> dict[str, dict[str, Any]] | None:
+def _load_masks(run: ReportedRun, data_set: str) -> dict[str, dict[str, Any]] | None:
     """Read a run's refined masks by image id; None where its evaluation kept none."""
     content = run.results(data_set, MASKS)
     return None if content is None else {entry["image_id"]: entry["segmentation"] for entry in content}

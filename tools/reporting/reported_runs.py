@@ -1,4 +1,4 @@
-"""A finished run of ``tools/train_net.py``, read from its OUTPUT_DIR."""
+"""The runs of a report: finished ones, with names that differ and the curves of their training."""
 
 import json
 import math
@@ -9,38 +9,30 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
+from pixelmask.evaluation.finished import FinishedRun, read_finished_run
+from pixelmask.files import read_json
 
-# By task or other group of metrics, then by metric
-Metrics = dict[str, dict[str, float]]
 Curve = list[tuple[int, float]]
 
 MAX_POINTS = 400
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is known of a run without its data sets.
+class ReportedRun(FinishedRun):
+    """A finished run with its name in the report.
 
-    ``evaluation`` has the metrics of each data set of DATASETS.TEST, ``curves`` [iteration, value] pairs of every
-    quantity that was logged, finite values only; those of the training for an evaluation of its checkpoint.
+    ``curves`` has [iteration, value] pairs of every quantity that was logged, finite values only; those of the training
+    for an evaluation of its checkpoint.
     """
 
     name: str
-    folder: Path
-    cfg: CfgNode
-    evaluation: dict[str, Metrics]
     curves: dict[str, Curve]
-
-    @property
-    def is_refinement(self) -> bool:
-        return self.cfg.MODEL.META_ARCHITECTURE == "AIRM"
 
     def results(self, data_set: str, file: str) -> Any:
         """Return the content of a JSON file that the evaluation of a data set wrote, None where it wrote none."""
         path = self.folder / "inference" / data_set / file
-        return _read_json(path) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def config_for(self, data_set: str) -> CfgNode:
         """Return the config with this data set alone to test on, and with the weights of the trained model.
@@ -59,31 +51,37 @@ class Run:
         return cfg
 
 
-def read_run(folder: str | Path, name: str = "") -> Run:
+def read_run(folder: str | Path, name: str = "") -> ReportedRun:
     """Read a finished run; ``name`` is what to call it, by default its folder's name.
 
     Raises:
-        UserError: if it is no folder of a finished evaluation, or a file of it cannot be read.
+        UserError: see :func:`~pixelmask.evaluation.finished.read_finished_run`.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}; give the OUTPUT_DIR of a run of tools/train_net.py")
-    for file in ("config.yaml", "evaluation.json"):
-        if not (folder / file).is_file():
-            raise UserError(
-                f"{folder} has no {file}, so that it is no OUTPUT_DIR of a finished evaluation. To evaluate a trained "
-                "model: python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS CHECKPOINT "
-                f"OUTPUT_DIR {folder}"
-            )
-    cfg = load_cfg(str(folder / "config.yaml"))
-    evaluation = _by_data_set(_read_json(folder / "evaluation.json"), cfg, folder)
+    run = read_finished_run(folder)
     # An evaluation alone logs nothing: beside its checkpoint is what the training logged
-    logged = [path / "metrics.json" for path in (folder, Path(cfg.MODEL.WEIGHTS).parent)]
+    logged = [path / "metrics.json" for path in (run.folder, Path(run.cfg.MODEL.WEIGHTS).parent)]
     curves = read_curves(next((path for path in logged if path.is_file()), logged[0]))
-    return Run(name or folder.resolve().name, folder, cfg, evaluation, curves)
+    return ReportedRun(run.folder, run.cfg, run.evaluation, name or run.folder.resolve().name, curves)
 
 
-def choose_data_set(runs: Sequence[Run], wanted: str = "") -> str:
+def read_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[ReportedRun]:
+    """Read runs, which get different names.
+
+    Raises:
+        UserError: for a folder that is no finished evaluation, or too few or equal names.
+    """
+    if names and len(names) != len(folders):
+        raise UserError(f"--names: {len(names)} names were given for {len(folders)} runs")
+    if len(set(names)) < len(names):
+        raise UserError(f"--names {' '.join(names)}: every run needs a name of its own")
+    runs = [read_run(folder, name) for folder, name in zip(folders, names or [""] * len(folders), strict=True)]
+    known = [run.name for run in runs]
+    if len(set(known)) < len(known):
+        raise UserError(f"the runs' folders have the same names ({', '.join(known)}); tell them apart with --names")
+    return runs
+
+
+def choose_data_set(runs: Sequence[ReportedRun], wanted: str = "") -> str:
     """Return the data set to compare runs on: the wanted one, or else the first that all were evaluated on.
 
     Raises:
@@ -127,27 +125,3 @@ def _thin(points: Curve) -> Curve:
     step = math.ceil(len(points) / MAX_POINTS)
     groups = [points[i : i + step] for i in range(0, len(points), step)]
     return [(group[-1][0], math.fsum(value for _, value in group) / len(group)) for group in groups]
-
-
-def _by_data_set(content: Any, cfg: CfgNode, folder: Path) -> dict[str, Metrics]:
-    """Put metrics under their data set: the trainer leaves its name out where there is one."""
-    names = list(cfg.DATASETS.TEST)
-    if len(names) == 1:
-        content = {names[0]: content}
-    levels = [content, *content.values()] if isinstance(content, dict) else [content]
-    if not names or not all(isinstance(level, dict) for level in levels) or set(content) - set(names):
-        raise UserError(
-            f"{folder / 'evaluation.json'} does not hold the metrics of the data sets that DATASETS.TEST of "
-            f"{folder / 'config.yaml'} names: {', '.join(names)}; evaluate this run again"
-        )
-    return {
-        name: {group: metrics for group, metrics in tasks.items() if isinstance(metrics, dict)}
-        for name, tasks in content.items()
-    }
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot read {path}: {e}; evaluate this run again") from None

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
-from pixelmask.files import whole_or_not_at_all
+from pixelmask.files import read_json, write_json, write_text
 
 from .tables import COST, TRAINING, UPPER_BOUND, Column, Row
 
@@ -20,7 +20,7 @@ MAX_NAMED = 4
 
 
 @dataclass(frozen=True)
-class Run:
+class TableRun:
     """The trained model of a config, and what was measured of it. Rows of several tables may share it.
 
     Its folder has ``config.given.yaml``, what ``train_net.py`` writes, ``evaluation/<set>/<its own name>/``, ``cost/``
@@ -36,7 +36,7 @@ class Run:
     folder: Path
     config: str
     cfg: CfgNode
-    starts_from: "Run | None" = None
+    starts_from: "TableRun | None" = None
 
     @property
     def config_file(self) -> Path:
@@ -77,15 +77,14 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """Return what ``reproduction.json`` holds; {} where there is none."""
-        return _read_json(self.folder / "reproduction.json") or {}
+        return _read_known(self.folder / "reproduction.json") or {}
 
     def add_to_record(self, **entries: Any) -> None:
         """Merge entries into ``reproduction.json``; of a dict that is there already, single keys are replaced."""
         record = self.record() or {"config": self.config}
         for key, value in entries.items():
             record[key] = {**record.get(key, {}), **value} if isinstance(value, dict) else value
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / "reproduction.json", json.dumps(record, indent=2) + "\n")
+        write_json(self.folder / "reproduction.json", record, indent=2)
 
     def differences(self) -> list[str]:
         """Return how the config that the run was begun with differs from ``cfg``: "KEY then, now" each."""
@@ -109,8 +108,7 @@ class Run:
                 f"{self.folder} was made with another config: {named}{more}. Nothing of it is used or overwritten: "
                 "repeat the overrides that it was begun with, move the folder away, or choose another one with --output"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.config_file, self.cfg.dump())
+        write_text(self.config_file, self.cfg.dump())
 
     def obtained(self, row: Row, column: Column, test: str) -> float | None:
         """Return the figure of a column, as far as it is there."""
@@ -120,19 +118,19 @@ class Run:
         elif column.source == COST:
             value = self._cost(column.key)
         elif column.source == UPPER_BOUND:
-            rows = _read_json(self.upper_bound(test)) or []
+            rows = _read_known(self.upper_bound(test)) or []
             value = next((r[column.key] for r in rows if all(r[key] == v for key, v in row.where)), None)
         elif column.source:
-            value = (_read_json(self.evaluation(test)) or {}).get(column.source, {}).get(column.key)
+            value = (_read_known(self.evaluation(test)) or {}).get(column.source, {}).get(column.key)
         return None if value is None or math.isnan(value) else value
 
     def benchmark_device(self) -> str:
         """Return what FPS and seconds were measured on; "" where they were not."""
-        content = _read_json(self.cost("benchmark"))
+        content = _read_known(self.cost("benchmark"))
         return f"{content['device_name']}, {content['threads']} threads" if content else ""
 
     def _cost(self, key: str) -> float | None:
-        content = _read_json(self.cost("analyze_model" if key in ("gflops", "parameters") else "benchmark"))
+        content = _read_known(self.cost("analyze_model" if key in ("gflops", "parameters") else "benchmark"))
         if content is None:
             return None
         if key in ("gflops", "parameters"):
@@ -144,14 +142,8 @@ class Run:
         return measured["images_per_second"] if key == "fps" else measured["milliseconds"] / 1000
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    with whole_or_not_at_all(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+def _read_known(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
 
 
 def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pixelmask.images import read_picture
 
 from .gallery import PatchGrid, Picture
 from .matching import Instance, compare
-from .runs import Run
+from .reported_runs import ReportedRun
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class InstanceGallery:
 
     measures = {"score": "score", "boundary_iou": "Boundary IoU"}
 
-    def __init__(self, runs: Sequence[Run], data_set: str, min_score: float = 0.5, patch_labels: bool = False):
+    def __init__(self, runs: Sequence[ReportedRun], data_set: str, min_score: float = 0.5, patch_labels: bool = False):
         """
         Args:
             runs: of instance segmentation, evaluated on ``data_set``.
@@ -92,12 +92,12 @@ class InstanceGallery:
         return picture
 
 
-def _has_patches(run: Run) -> bool:
+def _has_patches(run: ReportedRun) -> bool:
     name = run.cfg.MODEL.ROI_MASK_HEAD.NAME
     return run.cfg.MODEL.MASK_ON and issubclass(ROI_MASK_HEAD_REGISTRY.get(name), MaskRCNNPatchDCTHead)
 
 
-def _predictor(run: Run, data_set: str, keep_stages: bool) -> Predictor:
+def _predictor(run: ReportedRun, data_set: str, keep_stages: bool) -> Predictor:
     cfg = run.config_for(data_set)
     logger.info("Running %s on the images of the gallery", cfg.MODEL.WEIGHTS)
     try:
@@ -106,7 +106,7 @@ def _predictor(run: Run, data_set: str, keep_stages: bool) -> Predictor:
         raise UserError(f"the model of {run.name} is needed for its masks or patch labels: {e}") from None
 
 
-def _load_results(run: Run, data_set: str, classes: dict[int, int] | None) -> dict[Any, list[Instance]] | None:
+def _load_results(run: ReportedRun, data_set: str, classes: dict[int, int] | None) -> dict[Any, list[Instance]] | None:
     """Read a run's detections by image id; None where its evaluation kept none."""
     results = run.results(data_set, RESULTS)
     if results is None:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from .paper import PaperFigures, paper_figures
-from .runs import Run
+from reproduction.tables import load_tables
+
+from .reported_runs import ReportedRun
 
 TITLES = {
     "bbox": "Box AP",
@@ -21,6 +23,10 @@ PER_CLASS = "AP-"
 UNDEFINED = "–"
 
 
+# By group and metric of evaluation.json: figures as printed, each with the tables that have it
+PaperFigures = dict[tuple[str, str], dict[str, list[str]]]
+
+
 class Table(NamedTuple):
     """Texts of a table: each row is its header and a cell for each column. ``is_detail``: shown when asked for."""
 
@@ -30,7 +36,7 @@ class Table(NamedTuple):
     is_detail: bool = False
 
 
-def metric_tables(runs: Sequence[Run]) -> list[Table]:
+def metric_tables(runs: Sequence[ReportedRun]) -> list[Table]:
     """Return a table of each group of metrics of each data set, and the classes' APs of each data set.
 
     Under a run's row is that of the paper and that of the difference, where the paper has its config.
@@ -78,6 +84,26 @@ def _per_class_table(data_set: str, evaluated: list[tuple[str, dict[str, dict[st
     keys = _unique(key for _, values in columns for key in values if key.startswith(PER_CLASS))
     rows = [(key.removeprefix(PER_CLASS), [_figure(values.get(key)) for _, values in columns]) for key in keys]
     return Table(f"AP of each class on {data_set}", [title for title, _ in columns], rows, is_detail=True)
+
+
+def paper_figures(run: ReportedRun, data_set: str) -> PaperFigures:
+    """Return the papers' figures for the metrics of a run on a data set; {} for a config that is in no table.
+
+    A run is known by its OUTPUT_DIR, in its config or as the folder is called now: one of the last parts is the name of
+    its config, as in output/NAME, and NAME/evaluation/SET of ``tools/reproduce.py``. Where tables print different
+    figures for the same, all are there, in the tables' order.
+    """
+    names = {*Path(run.cfg.OUTPUT_DIR).parts[-3:], *run.folder.resolve().parts[-3:]}
+    figures: PaperFigures = {}
+    for table in load_tables().tables.values():
+        for row in table.rows:
+            if Path(row.config).name not in names or row.test != data_set:
+                continue
+            for column, figure in zip(table.columns, row.paper, strict=True):
+                if figure is not None and column.source:
+                    tables = figures.setdefault((column.source, column.key), {}).setdefault(figure, [])
+                    tables.append(table.heading.partition(":")[0])
+    return figures
 
 
 def _figure(value: float | None) -> str:

@@ -9,11 +9,11 @@ from tqdm import tqdm
 from pixelmask.errors import UserError
 
 from .gallery import Picture
-from .instances import InstanceGallery
+from .instance_gallery import InstanceGallery
+from .metric_tables import metric_tables
 from .page import Content, write_page
-from .refinement import RefinementGallery
-from .runs import Run, choose_data_set, read_run
-from .tables import metric_tables
+from .refinement_gallery import RefinementGallery
+from .reported_runs import choose_data_set, read_runs
 
 T = TypeVar("T")
 
@@ -49,27 +49,8 @@ def write_report(
     content = Content(runs, data_set, metric_tables(runs), [], {}, iter(()))
     if max_images:
         content = _with_gallery(content, max_images, min_score, patch_labels)
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_page(output, content, image_size)
-    return output
-
-
-def read_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Run]:
-    """Read runs, which get different names.
-
-    Raises:
-        UserError: for a folder that is no finished evaluation, or too few or equal names.
-    """
-    if names and len(names) != len(folders):
-        raise UserError(f"--names: {len(names)} names were given for {len(folders)} runs")
-    if len(set(names)) < len(names):
-        raise UserError(f"--names {' '.join(names)}: every run needs a name of its own")
-    runs = [read_run(folder, name) for folder, name in zip(folders, names or [""] * len(folders), strict=True)]
-    known = [run.name for run in runs]
-    if len(set(known)) < len(known):
-        raise UserError(f"the runs' folders have the same names ({', '.join(known)}); tell them apart with --names")
-    return runs
+    write_page(Path(output), content, image_size)
+    return Path(output)
 
 
 def spread(records: Sequence[T], count: int) -> list[T]:
