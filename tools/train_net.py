@@ -28,7 +28,6 @@ from pixelmask.config import load_cfg
 from pixelmask.engine import BaseTrainer, launch
 from pixelmask.errors import UserError
 
-
 # By MODEL.META_ARCHITECTURE; all others are detectors
 TRAINERS: dict[str, type[BaseTrainer]] = {"AIRM": RefinementTrainer}
 
