@@ -149,7 +149,7 @@ def _mistakes_in(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         # yacs says "Non-existent config key: ..." of a file's keys, "Non-existent key: ..." of the command line's
         if cfg is not None and message.startswith("Non-existent"):
             key = message.rpartition(" ")[2]
-            message = _describe_unknown(key, difflib.get_close_matches(key, _all_keys(cfg)))
+            message = _describe_unknown(key, difflib.get_close_matches(key, _all_keys(cfg), cutoff=0.75))
         raise UserError(f"{source}: {message}") from None
 
 

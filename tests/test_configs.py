@@ -1,5 +1,6 @@
 """Every YAML of the repository parses, merges and builds; so do the published ones."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+import airm  # noqa: F401 - registers its keys
 from patchdct import MaskRCNNPatchDCTHead
 from pixelmask.config import get_cfg, load_cfg, parse_cfg
 from pixelmask.errors import UserError
@@ -133,10 +135,8 @@ def add_both_models(content: dict) -> None:
 
 def become_newer(content: dict) -> None:
     """Keys that Detectron2 got after v0.5, and one that it may get."""
-    merge(
-        content, {"FLOAT32_PRECISION": "", "SOLVER": {"BASE_LR_END": 0.0, "WEIGHT_DECAY_BIAS": None}, "NEW": {"A": 1}}
-    )
-    merge(content, {"MODEL": {"ROI_BOX_HEAD": {"USE_FED_LOSS": False}}, "DATALOADER": {"REPEAT_SQRT": True}})
+    merge(content, {"SOLVER": {"BASE_LR_END": 0.0, "WEIGHT_DECAY_BIAS": None}, "DATALOADER": {"REPEAT_SQRT": True}})
+    merge(content, {"FLOAT32_PRECISION": "", "OF_LATER": {"A": 1}, "MODEL": {"ROI_BOX_HEAD": {"USE_FED_LOSS": False}}})
 
 
 def become_older(content: dict) -> None:
@@ -165,10 +165,11 @@ def test_whole_configs_of_other_models_and_versions_load(tmp_path, caplog, archi
     for load in (load_cfg, lambda path: parse_cfg(Path(path).read_text(), path)):
         caplog.clear()
         cfg = load(path).clone()
+        cfg.defrost()
         if change is become_newer:
             assert cfg.SOLVER.WEIGHT_DECAY_BIAS is None
             cfg.SOLVER.WEIGHT_DECAY_BIAS = expected.SOLVER.WEIGHT_DECAY_BIAS
-        assert cfg == expected
+        assert json.dumps(cfg, indent=0).splitlines() == json.dumps(expected, indent=0).splitlines()
         messages = [message for message in caplog.messages if "left out" in message]
         assert len(messages) == (change is not become_older) and all(path in message for message in messages)
         if change is add_both_models:

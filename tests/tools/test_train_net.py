@@ -166,7 +166,7 @@ def test_training_resumes(model, trained, tmp_path):
 def test_resume_after_kill_continues_from_the_last_checkpoint(tmp_path):
     opts = ["OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
     process = subprocess.Popen(PATCHDCT.command(*opts), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 100
+    deadline = time.time() + 300
     while not (tmp_path / "model_0000009.pth").exists() and time.time() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
