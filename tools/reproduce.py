@@ -57,10 +57,10 @@ def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> Non
         out.print(f"[bold]{name}[/]  {tables.table(name).heading}")
         out.print(table)
     # Rows that share a config share its run
-    hours = {line["config"]: line["gpu_hours"] for line in lines if line["gpu_hours"]}
-    if hours:
+    trainings = {line["config"]: line["gpu_hours"] for line in lines if line["gpu_hours"]}
+    if trainings:
         out.print(
-            f"{len(hours)} trainings, {sum(hours.values()):,.0f} GPU hours if nothing is there yet: an estimate from "
+            f"{len(trainings)} trainings, {sum(trainings.values()):,.0f} GPU hours if nothing is there yet: an estimate from "
             "published speeds on V100, see tools/reproduction/tables.yaml"
         )
     if not args.tables:
