@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pixelmask.errors import UserError
-from pixelmask.export import Export, ExportedFile
+from pixelmask.export import Export, ExportedFile, export_module, largest_difference
 from pixelmask.images import ImageLike, to_rgb
 
 from .coarse_to_fine import ALIGNMENT, SMALLEST_SIDE, CoarseToFine, Settings
@@ -76,18 +76,18 @@ def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) ->
             f"the refiner takes images whose sides are multiples of {ALIGNMENT} and at least {SMALLEST_SIDE} pixels, "
             f"not {size[0]} x {size[1]}"
         )
-    shape = axes = None
+    dynamic = dims = None
     if size is None:
-        least = SMALLEST_DYNAMIC // ALIGNMENT
-        shape = {2: ALIGNMENT * Dim("h", min=least), 3: ALIGNMENT * Dim("w", min=least)}
-        axes = {2: "height", 3: "width"}
-    queries = ["rows", "cols"] if step.queries else []
-    shapes = (shape, shape, *({0: Dim(name)} for name in queries))
+        side = {"min": SMALLEST_DYNAMIC // ALIGNMENT}
+        dims = {"height": ALIGNMENT * Dim("h", **side), "width": ALIGNMENT * Dim("w", **side)}
+    sides = {2: "height", 3: "width"} if dims else {}
+    queries = [{0: "rows"}, {0: "cols"}] if step.queries else []
+    if dims or queries:
+        dynamic = [sides, sides, *queries]
     # Unequal sides, so that they are not taken for one
     inputs = step.example_inputs(size or (6 * ALIGNMENT, 10 * ALIGNMENT))
-    program = torch.export.export(step, inputs, dynamic_shapes=shapes, strict=False)
     metadata = {"part": "refiner", "queries": step.queries, "size": size, "settings": asdict(step.model.settings)}
-    return Export(program, metadata, "refined_mask", (axes, None, *({0: name} for name in queries)))
+    return export_module(step, inputs, metadata, "refined_mask", dynamic, dims)
 
 
 def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None = None) -> float:
@@ -99,13 +99,12 @@ def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None 
         size: that it was exported for; None: several are tried.
     """
     settings = Settings(ratios=[1.0], padding=0)
-    differences = []
+    inputs = []
     for height, width in [size] if size else [(SMALLEST_DYNAMIC, SMALLEST_DYNAMIC), (96, 208), (176, 112)]:
-        image, mask = 255 * torch.rand(3, height, width), torch.rand(1, height, width)
-        expected = model.refine(image, mask, settings)
+        image, mask = 255 * torch.rand(1, 3, height, width), torch.rand(1, 1, height, width)
         queries = [pixel_centres(n, image) for n in (height, width)] if file.metadata["queries"] else []
-        differences.append(float((file(image[None], mask[None], *queries)[0] - expected).abs().max()))
-    return max(differences)
+        inputs.append((image, mask, *queries))
+    return largest_difference(file, lambda image, mask, *_: model.refine(image[0], mask[0], settings)[None], inputs)
 
 
 class ExportedRefiner:

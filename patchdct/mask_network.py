@@ -7,10 +7,9 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
-from torch.export import Dim
 
 from pixelmask.errors import UserError
-from pixelmask.export import Export, ExportedFile
+from pixelmask.export import Export, ExportedFile, export_module, largest_difference
 
 from .baselines import DCTMaskBranch
 from .mask_branch import RefinementBranch
@@ -125,15 +124,10 @@ def export_mask_branch(network: MaskNetwork, num_instances: int | None = None) -
         num_instances: B, or None for any.
     """
     inputs = network.example_inputs(num_instances or 2)
-    shapes = axes = None
-    if num_instances is None:
-        shapes = ({0: Dim("instances")},) * len(inputs)
-        axes = ({0: "instances"}, *[None] * (len(inputs) - 1))
+    dynamic = None if num_instances else [{0: "instances"}] * len(inputs)
+    metadata = {"part": "mask-branch", "head": type(network.head).__name__, "num_classes": network.num_classes}
     # Strict, because the branches ask for len(classes), which is a plain number to the other mode
-    program = torch.export.export(network, inputs, dynamic_shapes=shapes, strict=True)
-    head = type(network.head).__name__
-    metadata = {"part": "mask-branch", "head": head, "num_classes": network.num_classes}
-    return Export(program, metadata, "masks", axes)
+    return export_module(network, inputs, metadata, "masks", dynamic, strict=True)
 
 
 def check_mask_branch(file: ExportedFile, network: MaskNetwork, num_instances: int | None = None) -> float:
@@ -144,10 +138,5 @@ def check_mask_branch(file: ExportedFile, network: MaskNetwork, num_instances: i
         network: on the CPU, for inference.
         num_instances: that it was exported for; None: 1, 2 and 7 are tried.
     """
-    differences = []
-    for number in [num_instances] if num_instances else [1, 2, 7]:
-        inputs = network.example_inputs(number)
-        with torch.no_grad():
-            expected = network(*inputs)
-        differences.append(float((file(*inputs) - expected).abs().max()))
-    return max(differences)
+    numbers = [num_instances] if num_instances else [1, 2, 7]
+    return largest_difference(file, network, map(network.example_inputs, numbers))

@@ -60,8 +60,8 @@ def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> Non
     trainings = {line["config"]: line["gpu_hours"] for line in lines if line["gpu_hours"]}
     if trainings:
         out.print(
-            f"{len(trainings)} trainings, {sum(trainings.values()):,.0f} GPU hours if nothing is there yet: an estimate from "
-            "published speeds on V100, see tools/reproduction/tables.yaml"
+            f"{len(trainings)} trainings, {sum(trainings.values()):,.0f} GPU hours if nothing is there yet: an "
+            "estimate from published speeds on V100, see tools/reproduction/tables.yaml"
         )
     if not args.tables:
         for figure, command in tables.figures.items():
