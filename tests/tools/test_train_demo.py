@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from tests.support.models import load_tool
+from tests.support.training import AIRM, PATCHDCT
 from tests.tools.reporting.test_report_command import blocks
-from tests.tools.test_train_net import TINY
-from tests.tools.test_train_refinement import TINY as TINY_AIRM
 
-OPTIONS = {"patchdct": ["--pictures", "2", *TINY], "airm": ["--size", "200", "130", *TINY_AIRM]}
+OPTIONS = {"patchdct": ["--pictures", "2", *PATCHDCT.opts], "airm": ["--size", "200", "130", *AIRM.opts]}
 IMAGES = {"patchdct": 6, "airm": 5}
 PICTURES = {
     "patchdct": {"000001.png", "000002.png"},
