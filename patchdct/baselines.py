@@ -49,7 +49,9 @@ class TwoStageDCTBranch(RefinementBranch):
     def __init__(self, sizes: MaskBranchSizes, *, loss_type: str = "l1"):
         super().__init__(sizes, loss_type=loss_type)
         self.refined_codec = DCTMaskCodec(sizes.assembled_size, sizes.vector_dim)
-        self.downsample = Downsample(sizes.fine_channels, sizes.conv_dim, sizes.fine_resolution, sizes.resolution)
+        self.downsample = Downsample(
+            sizes.fine_channels, sizes.conv_dim, sizes.fine_resolution, sizes.resolution, sizes.norm
+        )
         self.refined_predictor = vector_predictor(sizes.conv_dim * sizes.resolution**2, sizes)
 
     def refine(self, masks: Tensor, fine: Tensor, classes: Tensor, previous: Tensor | None = None) -> Tensor:

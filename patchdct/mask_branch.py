@@ -49,7 +49,7 @@ class MaskBranchSizes:
     num_classes: int = 80
     """C."""
     norm: Norm | None = None
-    """Makes the normalisation of ``mask_fcn*`` from a number of channels."""
+    """Makes the normalisation of ``mask_fcn*``, ``fusion`` and ``downsample`` from a number of channels."""
 
     @property
     def flat_features(self) -> int:
@@ -58,12 +58,19 @@ class MaskBranchSizes:
 
 
 class ConvReLU(nn.Conv2d):
-    """A 3 x 3 convolution with an optional normalisation, followed by ReLU; its parameters carry its own name."""
+    """A convolution with an optional normalisation, followed by ReLU; its parameters carry its own name."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, norm: Norm | None = None, stride: int = 1, padding: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Norm | None = None,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 1,
     ):
-        super().__init__(in_channels, out_channels, 3, stride=stride, padding=padding, bias=norm is None)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=norm is None)
         self.norm = norm(out_channels) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +133,7 @@ class RefinementBranch(MaskFCN):
             self.register_buffer(name, positions, persistent=False)
         self.predictor = vector_predictor(sizes.flat_features, sizes)
         self.reshape = ConvReLU(1, channels)
-        self.fusion = nn.Sequential(ConvReLU(channels, channels), ConvReLU(channels, channels))
+        self.fusion = nn.Sequential(*(ConvReLU(channels, channels, norm=sizes.norm) for _ in range(2)))
 
     def refine(self, masks: Tensor, fine: Tensor, classes: Tensor, previous: Tensor | None = None) -> Any:
         """Predict a better mask.
@@ -186,16 +193,18 @@ class RefinementBranch(MaskFCN):
 
 
 class Downsample(nn.Sequential):
-    """Two 3 x 3 convolutions, whose first strides a (B, channels, S, S) feature to a grid of side G.
+    """Two convolutions, whose first takes a (B, channels, S, S) feature to a grid of side G; the second is 3 x 3.
 
-    Where G does not divide S, the feature is first resized to the next multiple of G.
+    Where G divides S, the first has windows of S / G that lie side by side, as the published models have. Where it does
+    not, which nobody has published (patches of 4 pixels in Table 11), the feature is resized to the next multiple of G,
+    and the windows are 3 x 3.
     """
 
-    def __init__(self, in_channels: int, channels: int, in_size: int, out_size: int):
+    def __init__(self, in_channels: int, channels: int, in_size: int, out_size: int, norm: Norm | None = None):
         stride = math.ceil(in_size / out_size)
-        # Windows of three rows that lie side by side or further apart need no padding; the published models have none
-        first = ConvReLU(in_channels, channels, stride=stride, padding=0 if stride >= 3 else 1)
-        super().__init__(first, ConvReLU(channels, channels))
+        kernel_size, padding = (3, 1 if stride < 3 else 0) if in_size % out_size else (stride, 0)
+        first = ConvReLU(in_channels, channels, norm=norm, kernel_size=kernel_size, stride=stride, padding=padding)
+        super().__init__(first, ConvReLU(channels, channels, norm=norm))
         self.in_size = stride * out_size
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
@@ -100,8 +100,8 @@ class RefinementHead(RefinementBranch):
             the loss in training; else ``instances``, each with ``pred_masks`` (B_i, 1, M, M), soft.
         """
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-        x = self.coarse_pooler([features[f] for f in self.in_features], boxes)
-        fine = self.fine_pooler([features[f] for f in self.fine_features], boxes)
+        x = _pool(self.coarse_pooler, [features[f] for f in self.in_features], boxes)
+        fine = _pool(self.fine_pooler, [features[f] for f in self.fine_features], boxes)
         classes = instance_classes(instances, self.training, self.num_classes, x.device)
         coarse_vectors, stages = self.predict(x, fine, classes)
         if self.training:
@@ -126,8 +126,9 @@ class RefinementHead(RefinementBranch):
             for name, loss in self.stage_losses(stage, targets).items():
                 losses[f"loss_{name}{suffix}"] = loss
                 total = total + weight * loss
-        storage = get_event_storage()
-        storage.put_scalars(**{f"patchdct/{k}": v.item() for k, v in losses.items()}, smoothing_hint=True)
+        values = torch.stack(list(losses.values())).tolist()  # at once: each wait for the device costs
+        scalars = {f"patchdct/{name}": value for name, value in zip(losses, values, strict=True)}
+        get_event_storage().put_scalars(**scalars, smoothing_hint=True)
         return self.loss_weight * total
 
 
@@ -259,6 +260,12 @@ def _check_config(head: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
             )
 
 
+def _pool(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
+    """Pool in float32: RoIAlign rounds the boxes to the type of the maps, by whole pixels where that is bfloat16."""
+    return pooler([x.float() for x in maps], boxes).to(maps[0].dtype)
+
+
+@torch.compiler.disable  # Detectron2's polygons are no tensors
 def rasterize_masks(instances: list[Instances], mask_size: int, device: torch.device) -> Tensor:
     """Crop the ground-truth masks of proposals to their boxes.
 

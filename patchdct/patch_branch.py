@@ -87,7 +87,9 @@ class PatchDCTBranch(RefinementBranch):
         self.needs_previous = patch_classes == 2 or not patch_regressor
         self.patch_threshold = patch_threshold
         self.patch_codec = DCTMaskCodec(patch_size, patch_vector_dim)
-        self.downsample = Downsample(sizes.fine_channels, hidden, sizes.fine_resolution, self.patches_per_side)
+        self.downsample = Downsample(
+            sizes.fine_channels, hidden, sizes.fine_resolution, self.patches_per_side, sizes.norm
+        )
         self.predictor1 = nn.Conv2d(hidden, classes * patch_vector_dim, 1) if patch_regressor else None
         self.predictor_bfg = nn.Conv2d(hidden, classes * patch_classes, 1) if patch_classes > 1 else None
 

@@ -247,11 +247,6 @@ def test_published_config_takes_the_feature_map_path_without_pooler_type(head):
     assert isinstance(heads.mask_head, MaskRCNNPatchDCTHead) == (head == "patchdct")
 
 
-def test_group_norm_is_honoured():
-    names = set(make_head(NORM="GN", CONV_DIM=32).state_dict())
-    assert "mask_fcn1.norm.weight" in names and "mask_fcn1.bias" not in names
-
-
 def test_in_features_are_those_of_the_mask_head():
     head = make_head(IN_FEATURES=["p3"]).eval()
     features = feature_maps(1)
