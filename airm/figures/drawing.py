@@ -12,10 +12,9 @@ from matplotlib.patches import Rectangle
 
 from pixelmask.drawing import Window, draw_masks, fit, instance_colour, resize, to_grey
 
-from .maps import PositionMaps
+from .model import Box, PositionMaps, Step
 from .runs import ONE_AIRMF, ONE_SIRMF, SIRMF_EACH
 from .side_by_side import MASK
-from .steps import Box, Step
 
 COLOURS = {"SIRMF": "tab:blue", "AIRMF": "tab:red"}
 BARS = {ONE_SIRMF: ("one SIRMF", "tab:blue"), SIRMF_EACH: ("a SIRMF for each", "gold"), ONE_AIRMF: ("AIRMF", "tab:red")}

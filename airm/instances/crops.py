@@ -16,11 +16,13 @@ does not depend on the other ones.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
+from pixelmask.drawing import Window
 from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 from pixelmask.rle import decode, encode, to_rle
@@ -34,7 +36,6 @@ SIDE_STEP = 32  # sides of crops are multiples of this where the image allows it
 BATCH_PIXELS = 2**20  # encoded at once, in batches of more than one crop
 
 Box = tuple[int, int, int, int]  # left, top, width, height
-Window = tuple[slice, slice]  # rows and columns
 
 
 class RefinedResults(NamedTuple):
@@ -85,7 +86,7 @@ class InstanceRefiner:
                 f"the image has, not {masks.dtype} of {masks.shape}"
             )
         answer = masks.copy()
-        boxes = {i: box for i, mask in enumerate(masks) if (box := _box_of(mask))}
+        boxes = {i: cv2.boundingRect(mask.view(np.uint8)) for i, mask in enumerate(masks) if mask.any()}
         for i, window, _, refined in self._refine_crops(pixels, boxes, lambda i: masks[i]):
             if refined.any():
                 answer[i][window] = refined
@@ -225,11 +226,3 @@ def _grow(start: int, length: int, margin: int, limit: int) -> slice:
     length = min(limit, -(-(high - low) // SIDE_STEP) * SIDE_STEP)
     low = min(max(0, (low + high - length) // 2), limit - length)
     return slice(low, low + length)
-
-
-def _box_of(mask: np.ndarray) -> Box | None:
-    """Return the box of an (H, W) boolean mask, or None if it is empty."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
