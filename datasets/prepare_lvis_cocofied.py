@@ -25,8 +25,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
-from patchdct.data.lvis_format import VERSIONS, cocofied_file, lvis_file, read_cocofied, read_lvis
+from patchdct.data.lvis_format import (
+    COCO_ID_OF_NAME,
+    COCO_NAME_OF_SYNSET,
+    VERSIONS,
+    cocofied_file,
+    lvis_file,
+    read_cocofied,
+    read_lvis,
+)
 from patchdct.evaluation.lvis_eval import Truth
 from pixelmask.cli import run
 from pixelmask.errors import UserError

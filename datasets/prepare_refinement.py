@@ -21,7 +21,7 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -40,7 +40,7 @@ PAIRS_AT_ONCE = 8
 def find_faults(pairs: Sequence[Pair], workers: int, title: str) -> list[str]:
     """Decode the files of all pairs in ``workers`` processes; return what is wrong with them, in their order."""
     with contextlib.ExitStack() as stack:
-        checked = map(check_pair, pairs)
+        checked: Iterator[list[str]] = map(check_pair, pairs)
         if workers > 1 and len(pairs) > PAIRS_AT_ONCE:
             checked = stack.enter_context(ProcessPoolExecutor(workers)).map(check_pair, pairs, chunksize=PAIRS_AT_ONCE)
         bar = tqdm(checked, title, len(pairs), unit="pair", leave=False, disable=None)

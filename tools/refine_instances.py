@@ -41,7 +41,7 @@ from airm.instances.crops import InstanceRefiner
 from airm.instances.evaluation import compare_instances
 from airm.instances.progress import Progress, in_order
 from airm.instances.work import InstanceImage, Work
-from patchdct.data.categories import find_categories
+from patchdct.data.prepare import find_categories
 from patchdct.predictor import Predictor
 from pixelmask.cli import add_import, console, import_code, run
 from pixelmask.config import load_cfg

@@ -78,8 +78,7 @@ class CustomSet:
         return select_pairs(pairing, self.list_file) if self.list_file else pairing
 
     def __call__(self) -> list[dict[str, Any]]:
-        folders = self.images if self.images == self.masks else f"{self.images}:{self.masks}"
-        return make_dicts(self.name, self.find(), folders)
+        return make_dicts(self.name, self.find(), ":".join(dict.fromkeys([self.images, self.masks])))
 
 
 BUILT_IN = {

@@ -21,7 +21,8 @@ from ..coarse_to_fine import ALIGNMENT, SMALLEST_SIDE, CoarseToFine, GridAxis, S
 from ..data.dataset_mapper import RefinementDatasetMapper
 from ..data.datasets import parse_folders
 from ..data.synthetic_dataset import is_synthetic_name, register_synthetic
-from ..evaluation import intersection_and_union, mean_boundary_accuracy
+from ..evaluation.metrics import intersection_and_union, mean_boundary_accuracy
+from ..evaluation.refinement import MaskScores, sum_up
 from ..implicit_mapping import AIRMF
 from ..meta_arch import AIRM
 
@@ -256,12 +257,7 @@ def _core(tile: Tile, grid: Sequence[GridAxis]) -> Box:
 
 def score_mask(mask: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
     """Return IoU and mBA of a boolean mask in percent; None where they are not defined."""
-    intersection, union = intersection_and_union(mask, truth)
-    accuracy = mean_boundary_accuracy(mask, truth)
-    return {
-        "IoU": 100 * intersection / union if union else None,
-        "mBA": None if accuracy is None else 100 * accuracy,
-    }
+    return sum_up([MaskScores(*intersection_and_union(mask, truth), mean_boundary_accuracy(mask, truth))])
 
 
 def zoom_windows(

@@ -35,7 +35,7 @@ SMALLEST_MARGIN = 32  # pixels around an instance; below, the network sees next 
 SIDE_STEP = 32  # sides of crops are multiples of this where the image allows it, so that several have one size
 BATCH_PIXELS = 2**20  # encoded at once, in batches of more than one crop
 
-Box = tuple[int, int, int, int]  # left, top, width, height
+Box = Sequence[int]  # left, top, width, height
 
 
 class RefinedResults(NamedTuple):
@@ -120,7 +120,8 @@ class InstanceRefiner:
             UserError: if the image cannot be used, or memory runs out.
         """
         pixels = to_rgb(image)
-        answers, boxes, faults = [dict(result) for result in results], {}, []
+        answers, faults = [dict(result) for result in results], []
+        boxes: dict[int, Box] = {}
         for i, answer in enumerate(answers):
             try:
                 answer["segmentation"] = to_rle(answer.get("segmentation"), *pixels.shape[:2])
@@ -130,8 +131,7 @@ class InstanceRefiner:
             # Of an empty mask with runs of 0 pixels, pycocotools' box is anything
             is_empty = not mask_util.area(answer["segmentation"])
             if not is_empty and not answer.get("iscrowd", 0) and answer.get("score", 1) >= min_score:
-                left, top, width, height = map(int, mask_util.toBbox(answer["segmentation"]))
-                boxes[i] = left, top, width, height
+                boxes[i] = [int(n) for n in mask_util.toBbox(answer["segmentation"])]
         changed = emptied = 0
         for i, window, coarse, refined in self._refine_crops(
             pixels, boxes, lambda i: decode(answers[i]["segmentation"])
