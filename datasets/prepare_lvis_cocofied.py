@@ -130,7 +130,10 @@ def cocofy(content: Mapping[str, Any], split: str, ids: Collection[int] | None =
         }
         mapped["neg_category_ids"] -= present[image["id"]]
         images[index] = {**image, **{key: sorted(category_ids) for key, category_ids in mapped.items()}}
-    _count(categories, annotations)
+    instances = Counter(annotation["category_id"] for annotation in annotations)
+    seen = Counter(category_id for category_ids in present.values() for category_id in category_ids)
+    for category in categories:
+        category.update(instance_count=instances[category["id"]], image_count=seen[category["id"]])
     return {**content, "images": images, "annotations": annotations, "categories": categories}, Report(
         images=len(images),
         dropped_images=len(content["images"]) - len(images),
@@ -139,14 +142,6 @@ def cocofy(content: Mapping[str, Any], split: str, ids: Collection[int] | None =
         missing=[name for name in COCO_ID_OF_NAME if COCO_ID_OF_NAME[name] not in coco_ids.values()],
         empty=[category["name"] for category in categories if not category["instance_count"]],
     )
-
-
-def _count(categories: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> None:
-    """Set the categories' instance_count and image_count to what is there."""
-    instances = Counter(annotation["category_id"] for annotation in annotations)
-    images = Counter(category for _, category in {(a["image_id"], a["category_id"]) for a in annotations})
-    for category in categories:
-        category.update(instance_count=instances[category["id"]], image_count=images[category["id"]])
 
 
 def prepare(sources: Sequence[Path], output: Path | None, coco_annotations: Path | None) -> int:

@@ -168,10 +168,8 @@ def random_crop(
         before = [int(rng.integers(pixels + 1)) for pixels in missing]
         borders = [(first, both - first) for first, both in zip(before, missing, strict=True)]
         image = np.pad(image, [*borders, (0, 0)], "reflect")
-        mask, coarse = (
-            np.pad(mask, borders, "reflect"),
-            coarse if coarse is None else np.pad(coarse, borders, "reflect"),
-        )
+        mask = np.pad(mask, borders, "reflect")
+        coarse = None if coarse is None else np.pad(coarse, borders, "reflect")
         height, width = mask.shape
     for _ in range(CROP_ATTEMPTS):
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))

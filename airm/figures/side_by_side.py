@@ -62,7 +62,9 @@ def side_by_side(image: np.ndarray, coarse: np.ndarray, refined: np.ndarray, wid
     for title, *panels in zip(TITLES, *rows, strict=True):
         bar = np.full((TITLE_BAR, wide, 3), PAPER, np.uint8)
         write_title(bar, title, TITLE_BAR, MARGIN)
-        columns.append(np.vstack([bar, *(_centre(panel, wide) for panel in panels)]))
+        left = [(wide - panel.shape[1]) // 2 for panel in panels]
+        framed = [frame(p, MARGIN, MARGIN, n, wide - p.shape[1] - n) for p, n in zip(panels, left, strict=True)]
+        columns.append(np.vstack([bar, *framed]))
     return np.hstack(columns)
 
 
@@ -91,12 +93,6 @@ def _draw_panels(
         for panel in panels:
             cv2.rectangle(panel, low, high, WHITE, 1)
     return panels
-
-
-def _centre(panel: np.ndarray, width: int) -> np.ndarray:
-    """Put a panel on dark ground of that width, with a margin above and below."""
-    left = (width - panel.shape[1]) // 2
-    return frame(panel, MARGIN, MARGIN, left, width - panel.shape[1] - left)
 
 
 def draw_refinement(model: torch.nn.Module, record: dict[str, Any], mapper: Mapper, dataset_name: str) -> np.ndarray:

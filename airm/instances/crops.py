@@ -181,13 +181,11 @@ class InstanceRefiner:
             largest = min(largest, settings.tile_size**2)
             if max(height, width) > settings.tile_size:
                 return 1
-        number = max(1, min(self.batch_size, largest // (height * width)))
-        while limit is not None and number > 1:
+        for number in range(min(self.batch_size, largest // (height * width)), 1, -1):
             peak = estimate_peak((number * size[0], size[1]), 1, number * height * width, settings.query_chunk)
-            if peak <= limit * 2**30:
-                break
-            number -= 1
-        return number
+            if limit is None or peak <= limit * 2**30:
+                return number
+        return 1
 
 
 class RefinedPredictor:

@@ -192,19 +192,16 @@ def read_instance_ids(path: Path) -> np.ndarray:
 
 
 def _read_instances(path: Path) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+    """Return (height, width) and the annotations of an image's instances and groups."""
     ids = np.asfortranarray(read_instance_ids(path))  # the order in which masks are encoded
-    return ids.shape, list(_annotations(ids))
-
-
-def _annotations(ids: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Yield the instances and groups of an image."""
+    found = []
     categories = {label: number for number, label in enumerate(CITYSCAPES_CLASSES.values(), 1)}
     for instance_id in np.flatnonzero(np.bincount(ids.ravel(order="K"))).tolist():
         is_group = instance_id < 1000
         category = categories.get(instance_id if is_group else instance_id // 1000)
-        if category is None:
-            continue
-        yield {"category_id": category, **measure(encode(ids == instance_id)), "iscrowd": int(is_group)}
+        if category is not None:
+            found.append({"category_id": category, **measure(encode(ids == instance_id)), "iscrowd": int(is_group)})
+    return ids.shape, found
 
 
 def _find(folder: Path, suffix: str) -> set[str]:
