@@ -5,6 +5,7 @@ and resizing do not. The network runs on meta tensors, which have a shape and no
 """
 
 import copy
+import functools
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -82,11 +83,19 @@ def pass_cost(model: AIRM, size: tuple[int, int], tile_size: int, mask: Tensor |
         tile_size: as MODEL.AIRM.TILE_SIZE, 0 for the whole image.
         mask: (1, 1, height, width), decides which tiles are encoded; else that of :func:`draw_mask`.
     """
-    counter = _CountingNetwork(model)
+    # Parameters that SIRMF hands through would ask the counter for gradients
+    network: AIRM = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+    count = functools.cache(functools.partial(_count_step, network))
+    costs = []
+
+    def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
+        costs.append(count(*images.shape[2:], len(rows), len(cols)))
+        return masks.new_zeros(1, 1, 1, 1).expand(1, 1, len(rows), len(cols))
+
     # One channel: the image's values are never looked at
-    drawn = DrawnMaskPass(counter.step, torch.zeros(1, 1, *size), replace(model.settings, tile_size=tile_size))
+    drawn = DrawnMaskPass(step, torch.zeros(1, 1, *size), replace(model.settings, tile_size=tile_size))
     drawn.refine(draw_mask(*size) if mask is None else mask)
-    attention, encoder, hypernetwork, query = counter.totals.tolist()
+    attention, encoder, hypernetwork, query = (sum(part) for part in zip((0, 0, 0, 0), *costs, strict=True))
     return PassCost(attention, encoder, hypernetwork, query, drawn.counts)
 
 
@@ -95,31 +104,15 @@ def num_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-class _CountingNetwork:
-    """Takes the place of a model: answers zeros and adds up what the answers would have cost."""
-
-    def __init__(self, model: AIRM):
-        # Parameters that SIRMF hands through would ask the counter for gradients
-        self.model: AIRM = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-        self.totals = torch.zeros(4, dtype=torch.int64)
-        """As the fields of PassCost."""
-        self._costs: dict[tuple[int, ...], Tensor] = {}
-
-    def step(self, images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
-        sizes = (*images.shape[2:], len(rows), len(cols))
-        if sizes not in self._costs:
-            self._costs[sizes] = self._count(*sizes)
-        self.totals += self._costs[sizes]
-        return masks.new_zeros(1, 1, 1, 1).expand(1, 1, len(rows), len(cols))
-
-    def _count(self, height: int, width: int, num_rows: int, num_cols: int) -> Tensor:
-        image, mask = (torch.empty(1, n, height, width, device="meta") for n in (3, 1))
-        rows, cols = (torch.empty(n, device="meta") for n in (num_rows, num_cols))
-        with FlopCounterMode(display=False) as counter:
-            self.model.step(image, mask, rows, cols)
-        flops = counter.get_flop_counts()
-        encoder, mapping = (flops.get(type(x).__name__, {}) for x in (self.model.encoder, self.model.mapping))
-        # Nothing else in an encoder multiplies two activations; layers are convolutions, mm and addmm
-        attention = sum(n for op, n in encoder.items() if "bmm" in str(op) or "attention" in str(op))
-        parts = [attention, sum(encoder.values()) - attention, sum(mapping.values())]
-        return torch.tensor([*parts, counter.get_total_flops() - sum(parts)]) // 2
+def _count_step(model: AIRM, height: int, width: int, num_rows: int, num_cols: int) -> tuple[int, int, int, int]:
+    """Return what one answer of a model on meta tensors costs, as the first fields of PassCost."""
+    image, mask = (torch.empty(1, n, height, width, device="meta") for n in (3, 1))
+    rows, cols = (torch.empty(n, device="meta") for n in (num_rows, num_cols))
+    with FlopCounterMode(display=False) as counter:
+        model.step(image, mask, rows, cols)
+    flops = counter.get_flop_counts()
+    encoder, mapping = (flops.get(type(x).__name__, {}) for x in (model.encoder, model.mapping))
+    # Nothing else in an encoder multiplies two activations; layers are convolutions, mm and addmm
+    attention = sum(n for op, n in encoder.items() if "bmm" in str(op) or "attention" in str(op))
+    parts = [n // 2 for n in (attention, sum(encoder.values()) - attention, sum(mapping.values()))]
+    return parts[0], parts[1], parts[2], counter.get_total_flops() // 2 - sum(parts)

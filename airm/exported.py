@@ -53,13 +53,6 @@ class RefinementStep(nn.Module):
             rows, cols = (pixel_centres(n, image) for n in image.shape[2:])
         return self.model.step(self.model.normalise(image), mask, rows, cols)
 
-    def example_inputs(self, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Draw inputs of :meth:`forward` of (H, W); queries, if any, are twice as dense as the pixels."""
-        image = 255 * torch.rand(1, 3, *size)
-        mask = (torch.rand(1, 1, *size) > 0.5).float()
-        grid = [pixel_centres(2 * n, image) for n in size] if self.queries else []
-        return image, mask, *grid
-
 
 def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) -> Export:
     """Export one step of refinement.
@@ -84,10 +77,11 @@ def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) ->
     queries = [{0: "rows"}, {0: "cols"}] if step.queries else []
     if dims or queries:
         dynamic = [sides, sides, *queries]
-    # Unequal sides, so that they are not taken for one
-    inputs = step.example_inputs(size or (6 * ALIGNMENT, 10 * ALIGNMENT))
+    shape = size or (6 * ALIGNMENT, 10 * ALIGNMENT)  # unequal sides, so that they are not taken for one
+    image, mask = 255 * torch.rand(1, 3, *shape), (torch.rand(1, 1, *shape) > 0.5).float()
+    grid = [pixel_centres(2 * n, image) for n in shape] if step.queries else []
     metadata = {"part": "refiner", "queries": step.queries, "size": size, "settings": asdict(step.model.settings)}
-    return export_module(step, inputs, metadata, "refined_mask", dynamic, dims)
+    return export_module(step, (image, mask, *grid), metadata, "refined_mask", dynamic, dims)
 
 
 def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None = None) -> float:

@@ -27,7 +27,7 @@ from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 
 from .meta_arch import AIRM
-from .refine.inputs import MaskLike, check_size, stack_masks, to_soft
+from .refine.inputs import MaskLike, check_size, to_soft
 from .refine.memory import SMALLEST_TILE, limit_memory
 
 LARGE = 1_000_000  # pixels from which on progress is worth showing
@@ -121,16 +121,15 @@ class Refiner:
         masks = [to_soft(source) for source in sources]
         for source, soft_mask in zip(sources, masks, strict=True):
             check_size(soft_mask, source, pixels, image)
-        coarse = stack_masks(masks) if masks else np.zeros((0, *pixels.shape[:2]), np.float32)
+        stacks = [soft_mask.values.reshape(-1, *pixels.shape[:2]) for soft_mask in masks]
+        coarse = np.concatenate([np.zeros((0, *pixels.shape[:2]), np.float32), *stacks])
         refined = self._refine(pixels, coarse, progress)
-        results, changes, start = [], [], 0
-        for soft_mask in masks:
-            part = refined[start : start + soft_mask.number].reshape(soft_mask.values.shape)
-            start += soft_mask.number
-            results.append(part if soft else soft_mask.restore(part >= 0.5))
-            if return_change:
-                changes.append(part - soft_mask.values)
-        answers: tuple[Any, ...] = (results, changes) if return_change else (results,)
+        parts = np.split(refined, np.cumsum([len(stack) for stack in stacks], dtype=int))  # and an empty one
+        parts = [part.reshape(m.values.shape) for part, m in zip(parts, masks, strict=False)]
+        results = [part if soft else m.restore(part >= 0.5) for part, m in zip(parts, masks, strict=True)]
+        answers: tuple[Any, ...] = (results,)
+        if return_change:
+            answers = results, [part - m.values for part, m in zip(parts, masks, strict=True)]
         if not isinstance(mask, (list, tuple)):
             answers = tuple(answer[0] for answer in answers)
         return answers if return_change else answers[0]

@@ -25,8 +25,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
-from patchdct.data.lvis_format import VERSIONS, cocofied_file, lvis_file, read_cocofied, read_lvis
+from patchdct.data.lvis_format import (
+    COCO_ID_OF_NAME,
+    COCO_NAME_OF_SYNSET,
+    VERSIONS,
+    cocofied_file,
+    lvis_file,
+    read_cocofied,
+    read_lvis,
+)
 from patchdct.evaluation.lvis_eval import Truth
 from pixelmask.cli import run
 from pixelmask.errors import UserError
@@ -123,7 +130,10 @@ def cocofy(content: Mapping[str, Any], split: str, ids: Collection[int] | None =
         }
         mapped["neg_category_ids"] -= present[image["id"]]
         images[index] = {**image, **{key: sorted(category_ids) for key, category_ids in mapped.items()}}
-    _count(categories, annotations)
+    instances = Counter(annotation["category_id"] for annotation in annotations)
+    seen = Counter(category_id for category_ids in present.values() for category_id in category_ids)
+    for category in categories:
+        category.update(instance_count=instances[category["id"]], image_count=seen[category["id"]])
     return {**content, "images": images, "annotations": annotations, "categories": categories}, Report(
         images=len(images),
         dropped_images=len(content["images"]) - len(images),
@@ -132,14 +142,6 @@ def cocofy(content: Mapping[str, Any], split: str, ids: Collection[int] | None =
         missing=[name for name in COCO_ID_OF_NAME if COCO_ID_OF_NAME[name] not in coco_ids.values()],
         empty=[category["name"] for category in categories if not category["instance_count"]],
     )
-
-
-def _count(categories: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> None:
-    """Set the categories' instance_count and image_count to what is there."""
-    instances = Counter(annotation["category_id"] for annotation in annotations)
-    images = Counter(category for _, category in {(a["image_id"], a["category_id"]) for a in annotations})
-    for category in categories:
-        category.update(instance_count=instances[category["id"]], image_count=images[category["id"]])
 
 
 def prepare(sources: Sequence[Path], output: Path | None, coco_annotations: Path | None) -> int:

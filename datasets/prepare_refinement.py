@@ -18,17 +18,17 @@ The exit status is 1 if anything is wrong. Layouts, and where to get the sets: d
 """
 
 import argparse
+import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
-from airm.data.datasets import BUILT_IN, CustomSet, make_dicts
-from airm.data.pairs import Pair, Pairing, check_pair
+from airm.data.datasets import BUILT_IN, BuiltInSet, CustomSet, make_dicts, parse_folders
+from airm.data.pairs import Pair, check_pair
 from pixelmask.cli import run
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
@@ -37,51 +37,28 @@ from pixelmask.files import write_text
 PAIRS_AT_ONCE = 8
 
 
-class Target(NamedTuple):
-    """What is to be checked; ``count`` is the published number of pairs, None for a user's own set."""
-
-    title: str
-    find: Callable[[], Pairing]
-    count: int | None = None
-
-
-def find_target(argument: str) -> Target:
-    """Return the set that an argument of --check names: a registered name, a folder, or two with a colon between."""
-    if argument in BUILT_IN:
-        return Target(argument, BUILT_IN[argument].find, BUILT_IN[argument].count)
-    folders = [argument] if Path(argument).is_dir() else argument.split(":", 1)
-    for folder in folders:
-        if not folder or not Path(folder).is_dir():
-            raise UserError(
-                f"{folder or argument!r} is neither a folder nor a data set; known are {', '.join(BUILT_IN)}, a folder "
-                "of any layout, and IMAGES:MASKS"
-            )
-    return Target(argument, CustomSet(argument, folders[0], folders[-1]).find)
-
-
 def find_faults(pairs: Sequence[Pair], workers: int, title: str) -> list[str]:
     """Decode the files of all pairs in ``workers`` processes; return what is wrong with them, in their order."""
-    bar = {"desc": title, "total": len(pairs), "unit": "pair", "leave": False, "disable": None}
-    if workers == 1 or len(pairs) <= PAIRS_AT_ONCE:
-        return [fault for faults in tqdm(map(check_pair, pairs), **bar) for fault in faults]
-    with ProcessPoolExecutor(workers) as pool:
-        return [
-            fault for faults in tqdm(pool.map(check_pair, pairs, chunksize=PAIRS_AT_ONCE), **bar) for fault in faults
-        ]
+    with contextlib.ExitStack() as stack:
+        checked: Iterator[list[str]] = map(check_pair, pairs)
+        if workers > 1 and len(pairs) > PAIRS_AT_ONCE:
+            checked = stack.enter_context(ProcessPoolExecutor(workers)).map(check_pair, pairs, chunksize=PAIRS_AT_ONCE)
+        bar = tqdm(checked, title, len(pairs), unit="pair", leave=False, disable=None)
+        return [fault for faults in bar for fault in faults]
 
 
-def check_target(target: Target, workers: int, limit: int) -> bool:
+def check_target(target: BuiltInSet | CustomSet, workers: int, limit: int) -> bool:
     """Check one set and print what is found, at most ``limit`` faults; return whether all is well."""
     pairing = target.find()
     found = len(pairing.pairs)
-    faults = [str(stray) for stray in pairing.unmatched] + find_faults(pairing.pairs, workers, target.title)
+    faults = [str(stray) for stray in pairing.unmatched] + find_faults(pairing.pairs, workers, target.name)
     if not found and not faults:
         faults.append("no images at all")
     if target.count is not None and found != target.count:
         than = "fewer than" if found < target.count else "more than"
         faults.insert(0, f"{abs(target.count - found):,} pairs {than} published")
     counted = f"{found:,} pairs" + (f" of {target.count:,}" if target.count is not None else "")
-    print(f"{'wrong' if faults else 'ok':<7}{target.title}: {counted} in {pairing.place}")
+    print(f"{'wrong' if faults else 'ok':<7}{target.name}: {counted} in {pairing.place}")
     for fault in faults[:limit]:
         print(f"         {fault}")
     if len(faults) > limit:
@@ -91,13 +68,13 @@ def check_target(target: Target, workers: int, limit: int) -> bool:
 
 def check(arguments: Sequence[str], workers: int, limit: int) -> int:
     """Check the sets named, or all of the paper's that are there; return the exit status."""
-    targets = [find_target(argument) for argument in arguments or BUILT_IN]
+    targets = [BUILT_IN.get(argument) or parse_folders(argument) for argument in arguments or BUILT_IN]
     absent, wrong = [], 0
     for target in targets:
         try:
             wrong += not check_target(target, workers, limit)
         except UserError as e:  # its folder is missing
-            absent.append(target.title)
+            absent.append(target.name)
             if arguments:
                 print(f"absent {e}")
     if absent and not arguments:
@@ -115,7 +92,7 @@ def split(folders: Sequence[str], every: int, output: Path) -> None:
         raise UserError(f"--every {every} would leave nothing to train on; it is to be 2 or more")
     paths = [os.path.abspath(os.path.expanduser(folder)) for folder in folders]
     argument = ":".join(paths)
-    names = [entry["image_id"] for entry in make_dicts(argument, find_target(argument).find(), argument)]
+    names = [entry["image_id"] for entry in make_dicts(argument, parse_folders(argument).find(), argument)]
     held_out = names[every - 1 :: every]
     if not held_out:
         raise UserError(

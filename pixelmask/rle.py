@@ -91,6 +91,11 @@ def encode(mask: np.ndarray) -> Rle:
     return {"size": list(mask.shape), "counts": rle["counts"].decode()}
 
 
+def measure(rle: Rle) -> dict[str, Any]:
+    """Return what an annotation says of its mask: segmentation, bbox and area."""
+    return {"segmentation": rle, "bbox": mask_util.toBbox(rle).tolist(), "area": int(mask_util.area(rle))}
+
+
 def decode(rle: Rle) -> np.ndarray:
     """Decode a mask to (H, W) boolean."""
     return mask_util.decode(rle).view(bool)

@@ -24,7 +24,7 @@ from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
-from patchdct.data.categories import find_categories
+from patchdct.data.prepare import find_categories
 from patchdct.figures.panels import compare_panels
 from patchdct.predictor import Predictor
 from pixelmask.cli import add_import, import_code, run

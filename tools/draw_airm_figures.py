@@ -22,19 +22,6 @@ from tqdm import tqdm
 
 from airm import Refiner
 from airm.data.dataset_mapper import RefinementDatasetMapper
-from airm.figures import (
-    category_rows,
-    kernel_size_rows,
-    load_dicts,
-    position_maps,
-    predict_parameters,
-    read_run,
-    read_samples,
-    reduce_parameters,
-    refinement_steps,
-    score_mask,
-    zoom_windows,
-)
 from airm.figures.drawing import (
     Column,
     draw_categories,
@@ -44,7 +31,19 @@ from airm.figures.drawing import (
     draw_steps,
     thumbnail,
 )
-from airm.figures.inputs import LARGEST_SIDE, MAX_SIDE
+from airm.figures.model import (
+    LARGEST_SIDE,
+    MAX_SIDE,
+    load_dicts,
+    position_maps,
+    predict_parameters,
+    read_samples,
+    reduce_parameters,
+    refinement_steps,
+    score_mask,
+    zoom_windows,
+)
+from airm.figures.runs import category_rows, kernel_size_rows, read_run
 from pixelmask.cli import run
 from pixelmask.drawing import save
 from pixelmask.errors import UserError

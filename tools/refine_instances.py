@@ -36,13 +36,12 @@ from rich.table import Table
 from tqdm import tqdm
 
 from airm import Refiner
+from airm.figures.side_by_side import draw_overlays
 from airm.instances.crops import InstanceRefiner
 from airm.instances.evaluation import compare_instances
-from airm.instances.files import InstanceImage
-from airm.instances.pictures import draw_overlays
 from airm.instances.progress import Progress, in_order
-from airm.instances.work import Work
-from patchdct.data.categories import find_categories
+from airm.instances.work import InstanceImage, Work
+from patchdct.data.prepare import find_categories
 from patchdct.predictor import Predictor
 from pixelmask.cli import add_import, console, import_code, run
 from pixelmask.config import load_cfg

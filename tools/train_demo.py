@@ -26,7 +26,7 @@ from tqdm import tqdm
 from airm import Refiner
 from airm.data.synthetic import draw_pair
 from airm.data.synthetic_dataset import coarse_mask
-from airm.figures import score_mask
+from airm.figures.model import score_mask
 from airm.figures.side_by_side import side_by_side
 from patchdct.data.prepare import prepare_datasets
 from patchdct.figures.panels import compare_panels

@@ -63,14 +63,18 @@ class RefinementDatasetMapper:
         Raises:
             UserError: for a value out of its range, naming its config key.
         """
-        _require(crop_size >= 1, "CROP_SIZE", crop_size, "a number of pixels")
-        _require(0 <= flip_prob <= 1, "FLIP_PROB", flip_prob, "a probability")
-        _require(0 <= grayscale_prob <= 1, "GRAYSCALE_PROB", grayscale_prob, "a probability")
         jitter_is_valid = len(color_jitter) == 4 and all(value >= 0 for value in color_jitter)
-        _require(jitter_is_valid, "COLOR_JITTER", color_jitter, "[brightness, contrast, saturation, hue], from 0 up")
         range_is_valid = len(iou_range) == 2 and 0 < iou_range[0] <= iou_range[1] <= 1
-        _require(range_is_valid, "IOU_RANGE", iou_range, "[least, largest] in (0, 1]")
-        _require(seed >= 0, "SEED", seed, "a number from 0 up")
+        for is_valid, key, value, wanted in (
+            (crop_size >= 1, "CROP_SIZE", crop_size, "a number of pixels"),
+            (0 <= flip_prob <= 1, "FLIP_PROB", flip_prob, "a probability"),
+            (0 <= grayscale_prob <= 1, "GRAYSCALE_PROB", grayscale_prob, "a probability"),
+            (jitter_is_valid, "COLOR_JITTER", color_jitter, "[brightness, contrast, saturation, hue], from 0 up"),
+            (range_is_valid, "IOU_RANGE", iou_range, "[least, largest] in (0, 1]"),
+            (seed >= 0, "SEED", seed, "a number from 0 up"),
+        ):
+            if not is_valid:
+                raise UserError(f"INPUT.REFINEMENT.{key} is {value}, but has to be {wanted}")
         self.is_train = is_train
         self.crop_size = crop_size
         self.flip_prob = flip_prob
@@ -162,10 +166,10 @@ def random_crop(
     missing = [max(size - side, 0) for side in (height, width)]
     if any(missing):
         before = [int(rng.integers(pixels + 1)) for pixels in missing]
-        borders = (before[0], missing[0] - before[0], before[1], missing[1] - before[1])
-        image = cv2.copyMakeBorder(image, *borders, cv2.BORDER_REFLECT_101)
-        mask = _reflect(mask, borders)
-        coarse = None if coarse is None else _reflect(coarse, borders)
+        borders = [(first, both - first) for first, both in zip(before, missing, strict=True)]
+        image = np.pad(image, [*borders, (0, 0)], "reflect")
+        mask = np.pad(mask, borders, "reflect")
+        coarse = None if coarse is None else np.pad(coarse, borders, "reflect")
         height, width = mask.shape
     for _ in range(CROP_ATTEMPTS):
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
@@ -173,10 +177,6 @@ def random_crop(
         if mask[window].any():
             break
     return image[window], mask[window], None if coarse is None else coarse[window]
-
-
-def _reflect(mask: np.ndarray, borders: tuple[int, int, int, int]) -> np.ndarray:
-    return cv2.copyMakeBorder(mask.view(np.uint8), *borders, cv2.BORDER_REFLECT_101).view(bool)
 
 
 def adjust_color(image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
@@ -201,8 +201,3 @@ def adjust_color(image: np.ndarray, brightness: float, contrast: float, saturati
 
 def _to_tensor(mask: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(mask.astype(np.float32))[None]
-
-
-def _require(is_valid: bool, key: str, value: Any, wanted: str) -> None:
-    if not is_valid:
-        raise UserError(f"INPUT.REFINEMENT.{key} is {value}, but has to be {wanted}")

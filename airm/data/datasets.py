@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -45,9 +45,8 @@ class BuiltInSet:
                 f"data set {self.name} needs the folder {folder.absolute()}, which does not exist; {describe_root()}. "
                 "What belongs in it and where to get it: datasets/README.md"
             )
-        if not self.common:
-            return find_pairs(folder)
-        return pair_big(folder, folder.parent / self.common, coarse_required=True)
+        common = folder.parent / self.common
+        return pair_big(folder, common, coarse_required=True) if self.common else find_pairs(folder)
 
     def __call__(self) -> list[dict[str, Any]]:
         return make_dicts(self.name, self.find(), self.name)
@@ -64,6 +63,7 @@ class CustomSet:
     images: str
     masks: str
     list_file: str = ""
+    count: ClassVar[None] = None
 
     def find(self) -> Pairing:
         """Find its pairs; raise UserError if a folder or the list is missing, or an image_id of the list is unknown."""
@@ -73,15 +73,12 @@ class CustomSet:
                     f"data set {self.name} needs the folder {folder}, which does not exist; correct its entry in "
                     "DATASETS.REFINEMENT"
                 )
-        if self.images == self.masks:
-            pairing = find_pairs(self.images)
-        else:
-            pairing = pair_folders(Path(self.images), Path(self.masks))
+        one = self.images == self.masks
+        pairing = find_pairs(self.images) if one else pair_folders(Path(self.images), Path(self.masks))
         return select_pairs(pairing, self.list_file) if self.list_file else pairing
 
     def __call__(self) -> list[dict[str, Any]]:
-        folders = self.images if self.images == self.masks else f"{self.images}:{self.masks}"
-        return make_dicts(self.name, self.find(), folders)
+        return make_dicts(self.name, self.find(), ":".join(dict.fromkeys([self.images, self.masks])))
 
 
 BUILT_IN = {
@@ -97,6 +94,18 @@ BUILT_IN = {
         *(BuiltInSet(f"voc_relabelled_{s}", f"VOC2012_relabelled/{s}", 500, "test") for s in COARSE_SOURCES),
     )
 }
+
+
+def parse_folders(argument: str) -> CustomSet:
+    """Return the set that a folder of any layout, or IMAGES:MASKS, stands for; raise UserError if there is no such."""
+    folders = [argument] if Path(argument).is_dir() else argument.split(":", 1)
+    for folder in folders:
+        if not folder or not Path(folder).is_dir():
+            raise UserError(
+                f"{folder or argument!r} is neither a folder nor a data set; known are {', '.join(BUILT_IN)} (see "
+                "datasets/README.md), a folder of any layout, and IMAGES:MASKS"
+            )
+    return CustomSet(argument, folders[0], folders[-1])
 
 
 def make_dicts(name: str, pairing: Pairing, check_argument: str) -> list[dict[str, Any]]:
@@ -119,15 +128,8 @@ def make_dicts(name: str, pairing: Pairing, check_argument: str) -> list[dict[st
         )
     if not pairing.pairs:
         raise UserError(f"data set {name} has no images in {pairing.place}; what belongs there: datasets/README.md")
-    return [
-        {
-            "file_name": str(pair.image),
-            "mask_file_name": str(pair.mask),
-            "image_id": pair.image_id,
-            **({"coarse_file_name": str(pair.coarse)} if pair.coarse else {}),
-        }
-        for pair in pairing.pairs
-    ]
+    keys = ("image_id", "file_name", "mask_file_name", "coarse_file_name")
+    return [{key: str(path) for key, path in zip(keys, pair, strict=True) if path} for pair in pairing.pairs]
 
 
 def select_pairs(pairing: Pairing, list_file: str) -> Pairing:

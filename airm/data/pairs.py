@@ -9,7 +9,6 @@ Three layouts are known; hidden files and folders are skipped in all of them, an
 The image_id of a pair is the path of its image within the folder, without extension and, in BIG, without "_im".
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ from pixelmask.errors import UserError
 from pixelmask.files import IMAGE_SUFFIXES, list_folder
 from pixelmask.images import read_picture, read_soft_mask
 
-EXTENSIONS = IMAGE_SUFFIXES  # where two files of a folder have the same name, the one whose comes first is taken
 MASK_EXTENSION = ".png"  # of masks that lie beside their images
 SUFFIXES = IMAGE, TRUTH, COARSE = ("_im", "_gt", "_seg")
 # (images, masks) of ECSSD, DUTS and DUT-OMRON as they are published, and of many others
@@ -79,16 +77,16 @@ def find_pairs(folder: str | Path) -> Pairing:
 
 def pair_side_by_side(folder: Path) -> Pairing:
     """Pair every .png file, a mask, with the image of another extension beside it."""
-    files = [(_relative_id(path, folder), path) for path in _list_files(folder)]
-    images = [(name, path) for name, path in files if path.suffix.lower() != MASK_EXTENSION]
-    masks = [(name, path) for name, path in files if path.suffix.lower() == MASK_EXTENSION]
-    return _match(f"{folder} (images and masks side by side)", {"image": images, "mask": masks})
+    sides: dict[str, list[tuple[str, Path]]] = {"image": [], "mask": []}
+    for path in _list_files(folder):
+        sides["mask" if path.suffix.lower() == MASK_EXTENSION else "image"].append((relative_id(path, folder), path))
+    return _match(f"{folder} (images and masks side by side)", sides)
 
 
 def pair_folders(images: Path, masks: Path) -> Pairing:
     """Pair the files of two folders, one of which may contain the other, by their names without extension."""
     sides = {
-        kind: [(_relative_id(path, folder), path) for path in _list_files(folder, other)]
+        kind: [(relative_id(path, folder), path) for path in _list_files(folder, other)]
         for kind, folder, other in (("image", images, masks), ("mask", masks, images))
     }
     return _match(f"{images} and {masks}", sides)
@@ -143,10 +141,11 @@ def check_pair(pair: Pair) -> list[str]:
 def _list_files(folder: Path, skipped: Path | None = None) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder.absolute()}; correct its path")
-    return list_folder(folder, EXTENSIONS, skipped=skipped)
+    return list_folder(folder, skipped=skipped)
 
 
-def _relative_id(path: Path, folder: Path) -> str:
+def relative_id(path: Path, folder: Path) -> str:
+    """Return the path of a file within a folder, without extension."""
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
@@ -155,7 +154,7 @@ def _split_big(folder: Path) -> tuple[dict[str, list[tuple[str, Path]]], list[Un
     sides: dict[str, list[tuple[str, Path]]] = {suffix: [] for suffix in SUFFIXES}
     strangers = []
     for path in _list_files(folder):
-        name = _relative_id(path, folder)
+        name = relative_id(path, folder)
         suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
         if suffix is None:
             strangers.append(Unmatched(name, path, f"ends in none of {', '.join(SUFFIXES)}"))
@@ -165,12 +164,15 @@ def _split_big(folder: Path) -> tuple[dict[str, list[tuple[str, Path]]], list[Un
 
 
 def _match(place: str, sides: dict[str, list[tuple[str, Path]]]) -> Pairing:
-    """Match the (image_id, path) lists of two or three kinds of files: image, mask and perhaps coarse mask."""
+    """Match the (image_id, path) lists of two or three kinds of files: image, mask and perhaps coarse mask.
+
+    Where two files of a kind have the same name, the one whose extension comes first is taken.
+    """
     unmatched = []
     files: dict[str, dict[str, Path]] = {}
     for kind, named in sides.items():
         files[kind] = {}
-        for name, path in _by_extension(named):
+        for name, path in sorted(named, key=lambda entry: (IMAGE_SUFFIXES.index(entry[1].suffix.lower()), entry[1])):
             if files[kind].setdefault(name, path) is not path:
                 unmatched.append(Unmatched(name, path, f"has the name of {files[kind][name].name}, another {kind}"))
     pairs = []
@@ -182,7 +184,3 @@ def _match(place: str, sides: dict[str, list[tuple[str, Path]]]) -> Pairing:
             absent = " and no ".join(kind for kind, paths in files.items() if name not in paths)
             unmatched.append(Unmatched(name, present[0], f"has no {absent}"))
     return Pairing(place, pairs, sorted(unmatched))
-
-
-def _by_extension(named: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    return sorted(named, key=lambda entry: (EXTENSIONS.index(entry[1].suffix.lower()), entry[1]))

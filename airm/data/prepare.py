@@ -1,10 +1,9 @@
 """What happens to the data sets of a config before anything else: registration and checks."""
 
-import difflib
-
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from pixelmask.data.coco_format import suggest
 from pixelmask.errors import UserError
 
 from .datasets import FORMS_OF_ENTRY, BuiltInSet, CustomSet, register_refinement
@@ -29,20 +28,16 @@ def prepare_refinement_datasets(cfg: CfgNode, train: bool) -> None:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog and is_synthetic_name(name):
                 register_synthetic(name)
-            _check_refinement_set(name, key)
-
-
-def _check_refinement_set(name: str, key: str) -> None:
-    known = {n for n in DatasetCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") == "refinement"}
-    if name not in known:
-        known |= {"synthetic_refinement_train", "synthetic_refinement_val"}  # registered when they are asked for
-        close = difflib.get_close_matches(name, sorted(known), n=2)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "."
-        fault = "is no data set for refinement" if name in DatasetCatalog.list() else "is not registered"
-        raise UserError(
-            f"data set {name} of DATASETS.{key} {fault}{hint} Known are {', '.join(sorted(known))}; to register one of "
-            f"your own, add {FORMS_OF_ENTRY} to DATASETS.REFINEMENT"
-        )
-    dataset = DatasetCatalog[name]
-    if isinstance(dataset, (BuiltInSet, CustomSet)):
-        dataset()
+            known = {n for n in DatasetCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") == "refinement"}
+            if name not in known:
+                # Registered when they are asked for
+                known |= {"synthetic_refinement_train", "synthetic_refinement_val"}
+                fault = "is no data set for refinement" if name in DatasetCatalog.list() else "is not registered"
+                raise UserError(
+                    f"data set {name} of DATASETS.{key} {fault}{suggest(name, known, 2)} Known are "
+                    f"{', '.join(sorted(known))}; to register one of your own, add {FORMS_OF_ENTRY} to "
+                    "DATASETS.REFINEMENT"
+                )
+            dataset = DatasetCatalog[name]
+            if isinstance(dataset, (BuiltInSet, CustomSet)):
+                dataset()

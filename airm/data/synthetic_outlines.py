@@ -6,8 +6,6 @@ in the units of the outline. What is drawn from ``rng`` does not depend on ``pen
 same object appears, with thinner strokes. Outlines are those of :mod:`patchdct.data.shapes`.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.random import Generator
 
@@ -27,8 +25,7 @@ def _width(rng: Generator, pen: Pen) -> float:
 
 def _on_body(radius: np.ndarray, angle: float, share: float) -> np.ndarray:
     """Return the (2,) point at a share of the way from the centre to the body's edge."""
-    reach = share * np.interp(angle % (2 * np.pi), _ANGLES, radius, period=2 * np.pi)
-    return reach * np.array([np.cos(angle), np.sin(angle)])
+    return polar(share * np.interp(angle % (2 * np.pi), _ANGLES, radius, period=2 * np.pi), angle)
 
 
 def _path(start: np.ndarray, heading: float, length: float, curl: float = 0.0, wiggle: float = 0.0) -> np.ndarray:
@@ -98,7 +95,7 @@ def _handles(rng: Generator, radius: np.ndarray, pen: Pen) -> Outline:
     outline: Outline = []
     for _ in range(int(rng.integers(1, 4))):
         angle, size, width = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.35), 1.5 * _width(rng, pen)
-        centre = _on_body(radius, angle, 1) + 0.5 * size * np.array([np.cos(angle), np.sin(angle)])
+        centre = _on_body(radius, angle, 1) + polar(0.5 * size, angle)
         # Where its ends meet, a stroke has a seam: inside the body.
         loop = polar(size, angle + np.pi + np.linspace(0, 2 * np.pi, 60)) + centre
         outline.append((stroke(loop, width), True))
@@ -110,17 +107,15 @@ def _fence(rng: Generator, radius: np.ndarray, pen: Pen) -> Outline:
     angle, count, gap = rng.uniform(0, 2 * np.pi), int(rng.integers(5, 10)), rng.uniform(0.12, 0.2)
     along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     foot, length, half = _on_body(radius, angle, 0.5), rng.uniform(0.4, 0.6), gap * (count - 1) / 2
-    foot_to_edge = np.linalg.norm(foot)
-    post, rail = 1.5 * _width(rng, pen), _width(rng, pen)
+    foot_to_edge, post, rail = np.linalg.norm(foot), 1.5 * _width(rng, pen), _width(rng, pen)
     outline: Outline = []
     for offset in np.linspace(-half, half, count):
         start = foot + offset * across
         outline.append((stroke(np.stack([start, start + (foot_to_edge + length) * along]), post), True))
     for height in (0.4, 0.8):
         middle = foot + (foot_to_edge + height * length) * along
-        outline.append(
-            (stroke(np.stack([middle - (half + 0.05) * across, middle + (half + 0.05) * across]), rail), True)
-        )
+        end = (half + 0.05) * across
+        outline.append((stroke(np.stack([middle - end, middle + end]), rail), True))
     return outline
 
 
@@ -186,16 +181,8 @@ def _sieve(rng: Generator, size: float, pen: Pen) -> Outline:
     return [(circle(x, y, hole), False) for x, y in centres]
 
 
-_OUTER: list[Callable[[Generator, np.ndarray, Pen], Outline]] = [
-    _antennae,
-    _hair,
-    _legs,
-    _handles,
-    _fence,
-    _crane,
-    _balloons,
-]
-_INNER: list[Callable[[Generator, float, Pen], Outline]] = [_wheel, _lattice, _sieve]
+_OUTER = (_antennae, _hair, _legs, _handles, _fence, _crane, _balloons)
+_INNER = (_wheel, _lattice, _sieve)
 
 
 def _bent(outline: Outline, rng: Generator, pixel: float) -> Outline:
@@ -236,5 +223,5 @@ def draw_object(rng: Generator, pen: Pen, pixel: float, structures: int, body: s
 def draw_wire(rng: Generator, pen: Pen, length: float) -> Outline:
     """Draw a thin strand about the origin: what a background has of thin structures."""
     heading = rng.uniform(0, 2 * np.pi)
-    start = -0.5 * length * np.array([np.cos(heading), np.sin(heading)])
-    return [(stroke(_path(start, heading, length, rng.uniform(-0.8, 0.8), 0.2), _width(rng, pen)), True)]
+    path = _path(polar(-0.5 * length, heading), heading, length, rng.uniform(-0.8, 0.8), 0.2)
+    return [(stroke(path, _width(rng, pen)), True)]

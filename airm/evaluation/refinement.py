@@ -4,7 +4,7 @@ import csv
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,16 +121,10 @@ class RefinementEvaluator(DatasetEvaluator):
             writer.writeheader()
             # None becomes an empty cell
             writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-        masks = [{"image_id": row.image_id, "file": row.file, "segmentation": row.rle} for row in scores]
-        write_json(folder / MASKS, masks)
+        write_json(folder / MASKS, [{"image_id": r.image_id, "file": r.file, "segmentation": r.rle} for r in scores])
         without = sum(row.refined.mba is None for row in scores)
-        content = {
-            "dataset": self._name,
-            "refinement": metrics,
-            "images_without_boundary": without,
-            "definitions": _DEFINITIONS,
-        }
-        write_json(folder / "results.json", content, indent=2)
+        content = {"dataset": self._name, "refinement": metrics, "images_without_boundary": without}
+        write_json(folder / "results.json", {**content, "definitions": _DEFINITIONS}, indent=2)
         logger.info("Wrote per_image.csv, results.json and %s to %s", MASKS, folder)
 
 
@@ -141,11 +135,9 @@ def _score(sample: dict[str, Any], refined: torch.Tensor) -> ImageScores:
             f"{file} has no truth to evaluate against: add its mask to the data set, "
             "or leave the data set out of DATASETS.TEST"
         )
-    truth = _mask(sample["mask"], "truth", file, sample["mask"].shape)
-    masks = [
-        _mask(mask, kind, file, sample["mask"].shape)
-        for mask, kind in ((sample["coarse_mask"], "coarse mask"), (refined, "refined mask"))
-    ]
+    shape = sample["mask"].shape
+    truth = _mask(sample["mask"], "truth", file, shape)
+    masks = [_mask(sample["coarse_mask"], "coarse mask", file, shape), _mask(refined, "refined mask", file, shape)]
     accuracies = mean_boundary_accuracies(masks, truth) or (None, None)
     coarse, result = (
         MaskScores(*intersection_and_union(mask, truth), accuracy)
@@ -181,19 +173,19 @@ def _unique(scores: list[ImageScores]) -> list[ImageScores]:
 def _comparison(scores: list[ImageScores]) -> dict[str, float | None]:
     """IoU and mBA of some images, in percent: coarse, refined, and the gain in points."""
     metrics: dict[str, float | None] = {}
-    for name, measure in (("IoU", _iou), ("mBA", _mba)):
-        coarse, refined = measure(row.coarse for row in scores), measure(row.refined for row in scores)
-        metrics[f"coarse_{name}"] = coarse
-        metrics[f"refined_{name}"] = refined
-        metrics[f"gain_{name}"] = None if coarse is None or refined is None else refined - coarse
+    before, after = sum_up([row.coarse for row in scores]), sum_up([row.refined for row in scores])
+    for name, coarse in before.items():
+        refined = after[name]
+        gain = None if coarse is None or refined is None else refined - coarse
+        metrics.update({f"coarse_{name}": coarse, f"refined_{name}": refined, f"gain_{name}": gain})
     return metrics
 
 
-def _iou(scores: Iterable[MaskScores]) -> float | None:
-    intersections, unions, _ = zip(*scores, strict=True)
-    return 100 * sum(intersections) / sum(unions) if any(unions) else None
-
-
-def _mba(scores: Iterable[MaskScores]) -> float | None:
-    values = [score.mba for score in scores if score.mba is not None]
-    return 100 * math.fsum(values) / len(values) if values else None
+def sum_up(scores: Sequence[MaskScores]) -> dict[str, float | None]:
+    """IoU and mBA of one mask or several, in percent; None where they are not defined."""
+    intersections, unions, accuracies = zip(*scores, strict=True)
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    return {
+        "IoU": 100 * sum(intersections) / sum(unions) if any(unions) else None,
+        "mBA": 100 * math.fsum(known) / len(known) if known else None,
+    }

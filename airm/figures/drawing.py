@@ -12,10 +12,9 @@ from matplotlib.patches import Rectangle
 
 from pixelmask.drawing import Window, draw_masks, fit, instance_colour, resize, to_grey
 
-from .maps import PositionMaps
+from .model import Box, PositionMaps, Step
 from .runs import ONE_AIRMF, ONE_SIRMF, SIRMF_EACH
 from .side_by_side import MASK
-from .steps import Box, Step
 
 COLOURS = {"SIRMF": "tab:blue", "AIRMF": "tab:red"}
 BARS = {ONE_SIRMF: ("one SIRMF", "tab:blue"), SIRMF_EACH: ("a SIRMF for each", "gold"), ONE_AIRMF: ("AIRMF", "tab:red")}
@@ -63,8 +62,7 @@ def draw_categories(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def draw_maps(image: np.ndarray, mask: np.ndarray, position: tuple[int, int], maps: PositionMaps) -> Figure:
     """Draw Fig. 6: the image with the coarse mask's outline and the position, its attention, its affinity."""
-    known = [(title, values) for title, values in zip(("Attention", "Affinity"), maps[1:], strict=True)]
-    panels = [(title, values) for title, values in known if values is not None]
+    panels = [(t, v) for t, v in (("Attention", maps.attention), ("Affinity", maps.affinity)) if v is not None]
     height, width = mask.shape
     side = WIDE / 3
     figure = Figure(figsize=(side * (1 + len(panels)), side * height / width + 0.4), layout="constrained")
@@ -108,14 +106,15 @@ def draw_steps(image: np.ndarray, columns: Sequence[Column], zooms: Sequence[Win
     parts = [(slice(0, image.shape[0]), slice(0, image.shape[1])), *zooms]
     aspects = [(rows.stop - rows.start) / (cols.stop - cols.start) for rows, cols in parts]
     lines = 1 + columns[0].title.count("\n")
-    size = WIDE, WIDE / len(columns) * sum(aspects) + 0.05 * len(parts) + 0.2 * lines
-    figure = Figure(figsize=size, layout="constrained")
+    height = WIDE / len(columns) * sum(aspects) + 0.05 * len(parts) + 0.2 * lines
+    figure = Figure(figsize=(WIDE, height), layout="constrained")
     grid = figure.subplots(len(parts), len(columns), squeeze=False, height_ratios=aspects)
     for x, (title, mask, step) in enumerate(columns):
         for axes, (rows, cols) in zip(grid[:, x], parts, strict=True):
-            axes.imshow(
-                _lay_over(image[rows, cols], mask[rows, cols]), extent=(cols.start, cols.stop, rows.stop, rows.start)
-            )
+            size, _ = fit(image[rows, cols], PANEL)
+            part, inside = (resize(x[rows, cols], size) for x in (image, mask))
+            shown = draw_masks(part, inside[None], colours=[MASK], opacity=0.35)
+            axes.imshow(shown, extent=(cols.start, cols.stop, rows.stop, rows.start))
             axes.set_axis_off()
         grid[0, x].set_title(title, fontsize=6.5)
         if step is not None and step.tiles > 1:
@@ -135,12 +134,6 @@ def _mark_tiles(axes: Axes, step: Step) -> None:
         dark[y0:y1, x0:x1] = 0
         _outline(axes, box, "cyan")
     axes.imshow(dark, extent=(0, width, height, 0))
-
-
-def _lay_over(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return an image under a mask, its longer side 500 pixels."""
-    size, _ = fit(image, PANEL)
-    return draw_masks(resize(image, size), resize(mask, size)[None], colours=[MASK], opacity=0.35)
 
 
 def _outline(axes: Axes, box: Box, colour: str) -> None:

@@ -3,11 +3,14 @@
 Images are (H, W, 3) uint8 RGB, masks (H, W) boolean. Nothing that is given is changed.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from pixelmask.drawing import (
     PAPER,
@@ -17,17 +20,22 @@ from pixelmask.drawing import (
     find_largest_change,
     fit,
     frame,
+    instance_colour,
     resize,
     to_grey,
     write_title,
 )
 from pixelmask.engine.pictures import Mapper
+from pixelmask.rle import decode, to_rle
 
 MASK = (255, 165, 0)
 ADDED, REMOVED = (40, 200, 80), (235, 50, 50)
 MAX_ENLARGEMENT = 16  # of pixels; of the whole image a quarter of it
 MARGIN, TITLE_BAR = 4, 24
+SHOWN_FROM = 0.5  # score
 TITLES = ("Coarse", "Refined", "Added green, removed red")
+
+Result: TypeAlias = dict[str, Any]
 
 
 def side_by_side(image: np.ndarray, coarse: np.ndarray, refined: np.ndarray, width: int = 1800) -> np.ndarray:
@@ -54,7 +62,9 @@ def side_by_side(image: np.ndarray, coarse: np.ndarray, refined: np.ndarray, wid
     for title, *panels in zip(TITLES, *rows, strict=True):
         bar = np.full((TITLE_BAR, wide, 3), PAPER, np.uint8)
         write_title(bar, title, TITLE_BAR, MARGIN)
-        columns.append(np.vstack([bar, *(_centre(panel, wide) for panel in panels)]))
+        left = [(wide - panel.shape[1]) // 2 for panel in panels]
+        framed = [frame(p, MARGIN, MARGIN, n, wide - p.shape[1] - n) for p, n in zip(panels, left, strict=True)]
+        columns.append(np.vstack([bar, *framed]))
     return np.hstack(columns)
 
 
@@ -85,15 +95,38 @@ def _draw_panels(
     return panels
 
 
-def _centre(panel: np.ndarray, width: int) -> np.ndarray:
-    """Put a panel on dark ground of that width, with a margin above and below."""
-    left = (width - panel.shape[1]) // 2
-    return frame(panel, MARGIN, MARGIN, left, width - panel.shape[1] - left)
-
-
 def draw_refinement(model: torch.nn.Module, record: dict[str, Any], mapper: Mapper, dataset_name: str) -> np.ndarray:
     """Set the coarse mask, the refined one and their difference side by side; (H, W, 3) uint8 RGB."""
     sample = mapper(record)
     refined = model([sample])[0]["refined_mask"]
     coarse, refined = ((mask[0].cpu() >= 0.5).numpy() for mask in (sample["coarse_mask"], refined))
     return side_by_side(sample["image"].permute(1, 2, 0).numpy(), coarse, refined)
+
+
+def draw_overlays(pixels: np.ndarray, coarse: Sequence[Result], refined: Sequence[Result], place: Path) -> None:
+    """Write PLACE.jpg, all masks before and after, and PLACE_change.jpg, the one that changed most, if any did.
+
+    Masks are decoded one by one.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        coarse, refined: COCO results of the image, in one order; those with a score below 0.5 are not shown.
+        place: path without extension; its folder is made if missing.
+    """
+    before, after, most, pair = pixels, pixels, 0, None
+    for i in reversed(range(len(coarse))):  # the first on top
+        try:
+            old, new = (decode(to_rle(r[i]["segmentation"], *pixels.shape[:2])) for r in (coarse, refined))
+        except ValueError:  # has been said when it was refined
+            continue
+        if coarse[i].get("score", 1) < SHOWN_FROM:
+            continue
+        colours = [instance_colour(i)]
+        before, after = (draw_masks(p, m[None], colours=colours) for p, m in ((before, old), (after, new)))
+        changed = int(np.count_nonzero(old != new))
+        if changed > most:
+            most, pair = changed, (old, new)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.hstack([before, after])).save(f"{place}.jpg", quality=92)
+    if pair is not None:
+        Image.fromarray(side_by_side(pixels, *pair)).save(f"{place}_change.jpg", quality=92)

@@ -16,11 +16,13 @@ does not depend on the other ones.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
+from pixelmask.drawing import Window
 from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 from pixelmask.rle import decode, encode, to_rle
@@ -33,8 +35,7 @@ SMALLEST_MARGIN = 32  # pixels around an instance; below, the network sees next 
 SIDE_STEP = 32  # sides of crops are multiples of this where the image allows it, so that several have one size
 BATCH_PIXELS = 2**20  # encoded at once, in batches of more than one crop
 
-Box = tuple[int, int, int, int]  # left, top, width, height
-Window = tuple[slice, slice]  # rows and columns
+Box = Sequence[int]  # left, top, width, height
 
 
 class RefinedResults(NamedTuple):
@@ -85,7 +86,7 @@ class InstanceRefiner:
                 f"the image has, not {masks.dtype} of {masks.shape}"
             )
         answer = masks.copy()
-        boxes = {i: box for i, mask in enumerate(masks) if (box := _box_of(mask))}
+        boxes = {i: cv2.boundingRect(mask.view(np.uint8)) for i, mask in enumerate(masks) if mask.any()}
         for i, window, _, refined in self._refine_crops(pixels, boxes, lambda i: masks[i]):
             if refined.any():
                 answer[i][window] = refined
@@ -119,7 +120,8 @@ class InstanceRefiner:
             UserError: if the image cannot be used, or memory runs out.
         """
         pixels = to_rgb(image)
-        answers, boxes, faults = [dict(result) for result in results], {}, []
+        answers, faults = [dict(result) for result in results], []
+        boxes: dict[int, Box] = {}
         for i, answer in enumerate(answers):
             try:
                 answer["segmentation"] = to_rle(answer.get("segmentation"), *pixels.shape[:2])
@@ -129,8 +131,7 @@ class InstanceRefiner:
             # Of an empty mask with runs of 0 pixels, pycocotools' box is anything
             is_empty = not mask_util.area(answer["segmentation"])
             if not is_empty and not answer.get("iscrowd", 0) and answer.get("score", 1) >= min_score:
-                left, top, width, height = map(int, mask_util.toBbox(answer["segmentation"]))
-                boxes[i] = left, top, width, height
+                boxes[i] = [int(n) for n in mask_util.toBbox(answer["segmentation"])]
         changed = emptied = 0
         for i, window, coarse, refined in self._refine_crops(
             pixels, boxes, lambda i: decode(answers[i]["segmentation"])
@@ -180,13 +181,11 @@ class InstanceRefiner:
             largest = min(largest, settings.tile_size**2)
             if max(height, width) > settings.tile_size:
                 return 1
-        number = max(1, min(self.batch_size, largest // (height * width)))
-        while limit is not None and number > 1:
+        for number in range(min(self.batch_size, largest // (height * width)), 1, -1):
             peak = estimate_peak((number * size[0], size[1]), 1, number * height * width, settings.query_chunk)
-            if peak <= limit * 2**30:
-                break
-            number -= 1
-        return number
+            if limit is None or peak <= limit * 2**30:
+                return number
+        return 1
 
 
 class RefinedPredictor:
@@ -225,11 +224,3 @@ def _grow(start: int, length: int, margin: int, limit: int) -> slice:
     length = min(limit, -(-(high - low) // SIDE_STEP) * SIDE_STEP)
     low = min(max(0, (low + high - length) // 2), limit - length)
     return slice(low, low + length)
-
-
-def _box_of(mask: np.ndarray) -> Box | None:
-    """Return the box of an (H, W) boolean mask, or None if it is empty."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1

@@ -36,12 +36,11 @@ def compare_instances(
     """
     usable = [k for k, result in enumerate(before) if _mask(result, truth) is not None]
     before, after = ([{**r[k], "segmentation": _mask(r[k], truth)} for k in usable] for r in (before, after))
-    answer: dict[str, Any] = {}
-    for name, results in (("before", before), ("after", after)):
-        answer[name] = _average_precision(truth, results, image_ids)
     scores = np.array([_score_pair(*pair) for pair in _match(truth, before, after)], np.float64).reshape(-1, 4)
-    for name, iou, mba in (("before", 0, 1), ("after", 2, 3)):
-        answer[name]["IoU"], answer[name]["mBA"] = (_mean(100 * scores[:, k]) for k in (iou, mba))
+    answer: dict[str, Any] = {}
+    for name, results, column in (("before", before, 0), ("after", after, 2)):
+        means = {metric: _mean(100 * scores[:, column + k]) for k, metric in enumerate(("IoU", "mBA"))}
+        answer[name] = {**_average_precision(truth, results, image_ids), **means}
     return {**answer, "pairs": len(scores)}
 
 

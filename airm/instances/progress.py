@@ -1,16 +1,16 @@
 """What a run over many images has done so far, so that an interruption loses nothing."""
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pixelmask.errors import UserError
 from pixelmask.files import write_text
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """A JSON-lines file: what the run is about, then one line for each image that is done, written at once.
 
     A line has the "image_id" and whatever else :meth:`add` is given, in JSON.
@@ -48,12 +48,7 @@ class Progress:
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 
@@ -70,9 +65,7 @@ def in_order(results: Iterable[dict[str, Any]], done: dict[str, dict[str, Any]])
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for line in path.read_text().splitlines():
-        try:
+    with contextlib.suppress(ValueError):
+        for line in path.read_text().splitlines():
             lines.append(json.loads(line))
-        except ValueError:
-            break
     return lines

@@ -1,13 +1,13 @@
 """Which files a refinement is about: images and coarse masks in, masks and pictures out."""
 
-import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pixelmask.errors import UserError
+from pixelmask.files import IMAGE_SUFFIXES, find_images
 
-from ..data.pairs import COARSE, EXTENSIONS, IMAGE, MASK_EXTENSION, SUFFIXES
+from ..data.pairs import COARSE, IMAGE, MASK_EXTENSION, SUFFIXES, relative_id
 
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 
@@ -28,10 +28,6 @@ class Job(NamedTuple):
     refined: Path
     change: Path | None = None
     picture: Path | None = None
-
-    @property
-    def targets(self) -> list[Path]:
-        return [path for path in (self.refined, self.change, self.picture) if path is not None]
 
 
 def match_files(images: str, masks: str) -> tuple[list[Match], list[str]]:
@@ -72,16 +68,8 @@ def match_files(images: str, masks: str) -> tuple[list[Match], list[str]]:
 
 def _list_files(text: str, kind: str) -> list[tuple[str, Path]]:
     """Return name and path of the files that a file, folder or pattern stands for."""
-    root = Path(text)
-    if root.is_dir():
-        files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()]
-        found = [(path.relative_to(root).with_suffix("").as_posix(), path) for path in files if path.name[0] != "."]
-    else:
-        paths = [root] if root.is_file() else [Path(p) for p in sorted(glob.glob(text, recursive=True))]
-        found = [(path.stem, path) for path in paths if path.is_file()]
-    if not found:
-        raise UserError(f"{text}: {f'a folder without {kind}s' if root.is_dir() else f'no such {kind}'}")
-    return found
+    files, root = find_images([text], kind=kind), Path(text)
+    return [(relative_id(path, root) if root.is_dir() else path.stem, path) for path in files]
 
 
 def _has(files: Sequence[tuple[str, Path]], suffix: str) -> bool:
@@ -116,7 +104,7 @@ def plan_jobs(
     Raises:
         UserError: if a result would replace an input or another result, or, unless ``overwrite``, any file.
     """
-    if not single and (output.is_file() or output.suffix.lower() in EXTENSIONS):
+    if not single and (output.is_file() or output.suffix.lower() in IMAGE_SUFFIXES):
         raise UserError(f"--output {output}: several masks go into a folder")
     jobs = []
     for name, image, mask in matches:
@@ -124,12 +112,23 @@ def plan_jobs(
         places: list[Path | None] = []
         for option, place, ending, suffixes in (
             ("--change", change, "_change.png", LOSSLESS),
-            ("--side-by-side", picture, "_side_by_side.jpg", EXTENSIONS),
+            ("--side-by-side", picture, "_side_by_side.jpg", IMAGE_SUFFIXES),
         ):
             beside = refined.with_name(refined.stem + ending) if place is True else None
             places.append(beside if isinstance(place, bool) else _place(option, place, name + ending, single, suffixes))
         jobs.append(Job(image, mask, refined, *places))
-    _check_targets(jobs, overwrite)
+    sources = {path.resolve() for job in jobs for path in (job.image, job.mask)}
+    targets: set[Path] = set()
+    for path in (path for job in jobs for path in job[2:] if path):
+        if path.resolve() in sources:
+            raise UserError(f"{path} is read from; choose another place for what is written")
+        if path.resolve() in targets:
+            raise UserError(f"{path} would be written twice; choose different places for masks and pictures")
+        targets.add(path.resolve())
+    existing = [path for path in sorted(targets) if path.exists()]
+    if existing and not overwrite:
+        others = f", and {len(existing) - 1} others" if len(existing) > 1 else ""
+        raise UserError(f"{existing[0]} exists already{others}; choose another --output, or pass --overwrite")
     return jobs
 
 
@@ -139,20 +138,3 @@ def _place(option: str, path: Path, name: str, single: bool, suffixes: Sequence[
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {path}: it is written as one of {', '.join(suffixes)}")
     return path
-
-
-def _check_targets(jobs: Sequence[Job], overwrite: bool) -> None:
-    sources = {path.resolve() for job in jobs for path in (job.image, job.mask)}
-    targets: set[Path] = set()
-    for path in (path for job in jobs for path in job.targets):
-        if path.resolve() in sources:
-            raise UserError(f"{path} is read from; choose another place for what is written")
-        if path.resolve() in targets:
-            raise UserError(f"{path} would be written twice; choose different places for masks and pictures")
-        targets.add(path.resolve())
-    existing = [path for path in sorted(targets) if path.exists()]
-    if existing and not overwrite:
-        raise UserError(
-            f"{existing[0]} exists already{f', and {len(existing) - 1} others' if len(existing) > 1 else ''}; choose "
-            "another --output, or pass --overwrite"
-        )

@@ -1,7 +1,7 @@
 """Images and masks as users have them (files, Pillow images, arrays), to what the model takes and back."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,10 +21,6 @@ class SoftMask(NamedTuple):
     """float32 in [0, 1]."""
     restore: Callable[[np.ndarray], Any]
     """From a boolean array of that shape to what was given: its type, and its values for background and foreground."""
-
-    @property
-    def number(self) -> int:
-        return 1 if self.values.ndim == 2 else len(self.values)
 
 
 def to_soft(mask: MaskLike) -> SoftMask:
@@ -52,13 +48,14 @@ def to_soft(mask: MaskLike) -> SoftMask:
         raise UserError(f"a mask is a path, a Pillow image or a numpy array, not {type(mask).__name__}")
     if mask.ndim not in (2, 3):
         raise UserError(f"a mask array is (H, W), or (N, H, W) for several masks of the image, not {mask.shape}")
-    values, full = _scale_probabilities(mask) if mask.dtype.kind == "f" else _scale_to_range(mask)
+    if mask.dtype.kind == "f":
+        low, high = _limits(mask)
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise UserError(f"a mask of floats lies in [0, 1]; this one goes from {low:g} to {high:g}")
+        values, full = mask.astype(np.float32).clip(0, 1), 1
+    else:
+        values, full = _scale_to_range(mask)
     return SoftMask(values, lambda refined: refined.astype(mask.dtype) * mask.dtype.type(full))
-
-
-def stack_masks(masks: Sequence[SoftMask]) -> np.ndarray:
-    """Return the (N, H, W) float32 values of all masks, which have one size."""
-    return np.concatenate([mask.values.reshape(-1, *mask.values.shape[-2:]) for mask in masks])
 
 
 def check_size(soft_mask: SoftMask, mask: MaskLike, pixels: np.ndarray, image: ImageLike) -> None:
@@ -73,13 +70,6 @@ def check_size(soft_mask: SoftMask, mask: MaskLike, pixels: np.ndarray, image: I
             f"{names[0]} is {width} x {height} pixels (width x height), but {names[1]} is {columns} x {rows}; a coarse "
             "mask has the size of its image"
         )
-
-
-def _scale_probabilities(values: np.ndarray) -> tuple[np.ndarray, int]:
-    low, high = _limits(values)
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        raise UserError(f"a mask of floats lies in [0, 1]; this one goes from {low:g} to {high:g}")
-    return values.astype(np.float32).clip(0, 1), 1
 
 
 def _scale_to_range(values: np.ndarray) -> tuple[np.ndarray, int]:

@@ -10,13 +10,14 @@ Reading the masks takes minutes, so they are kept in a COCO JSON, `cityscapes/in
 anew when an annotation file changes. Where that folder cannot be written, it is in iopath's cache.
 """
 
+import contextlib
 import hashlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -24,17 +25,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from iopath.common.file_io import file_lock, get_cache_dir
 from PIL import Image
-from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
 from pixelmask.files import read_json, write_json
-from pixelmask.rle import encode
+from pixelmask.rle import encode, measure
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 CITYSCAPES_CLASSES = {
     "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
@@ -92,8 +90,16 @@ class CityscapesSplit(NamedTuple):
         annotations = _find(self.annotation_dir, _ANNOTATION)
         if not images:
             raise UserError(f"data set {self.name}: no image <city>/*{_IMAGE} in {self.image_dir}")
-        _check_pairs(self, images - annotations, images, _IMAGE, _ANNOTATION)
-        _check_pairs(self, annotations - images, annotations, _ANNOTATION, _IMAGE)
+        for alone, found, suffix, other in (
+            (images - annotations, images, _IMAGE, _ANNOTATION),
+            (annotations - images, annotations, _ANNOTATION, _IMAGE),
+        ):
+            if alone:
+                raise UserError(
+                    f"data set {self.name}: {len(alone)} of {len(found)} files *{suffix} in {self.root} have no "
+                    f"*{other}, the first is {min(alone)}{suffix}; unpack leftImg8bit_trainvaltest.zip and "
+                    "gtFine_trainvaltest.zip again"
+                )
         return sorted(images)
 
     def _json_file(self) -> Path:
@@ -119,14 +125,10 @@ class CityscapesSplit(NamedTuple):
         """Yield size and instances of each frame, read in several processes if there are many, with a progress bar."""
         paths = [self.annotation_dir / f"{frame}{_ANNOTATION}" for frame in frames]
         workers = min(os.cpu_count() or 1, _MOST_WORKERS, len(paths) // _IMAGES_PER_WORKER)
-        if workers < 2:
-            yield from self._watched(map(_read_instances, paths), len(paths))
-            return
-        with multiprocessing.Pool(workers) as pool:
-            yield from self._watched(pool.imap(_read_instances, paths), len(paths))
-
-    def _watched(self, frames: Iterable[T], count: int) -> Iterable[T]:
-        return tqdm(frames, f"reading {self.annotation_dir}", count, unit="image", mininterval=1)
+        with contextlib.ExitStack() as stack:
+            in_turn = stack.enter_context(multiprocessing.Pool(workers)).imap if workers > 1 else map
+            found = in_turn(_read_instances, paths)
+            yield from tqdm(found, f"reading {self.annotation_dir}", len(paths), unit="image", mininterval=1)
 
 
 def is_cityscapes_name(name: str) -> bool:
@@ -190,38 +192,20 @@ def read_instance_ids(path: Path) -> np.ndarray:
 
 
 def _read_instances(path: Path) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+    """Return (height, width) and the annotations of an image's instances and groups."""
     ids = np.asfortranarray(read_instance_ids(path))  # the order in which masks are encoded
-    return ids.shape, list(_annotations(ids))
-
-
-def _annotations(ids: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Yield the instances and groups of an image."""
+    found = []
     categories = {label: number for number, label in enumerate(CITYSCAPES_CLASSES.values(), 1)}
     for instance_id in np.flatnonzero(np.bincount(ids.ravel(order="K"))).tolist():
         is_group = instance_id < 1000
         category = categories.get(instance_id if is_group else instance_id // 1000)
-        if category is None:
-            continue
-        rle = encode(ids == instance_id)
-        yield {
-            "category_id": category,
-            "segmentation": rle,
-            "bbox": mask_util.toBbox(rle).tolist(),
-            "area": int(mask_util.area(rle)),
-            "iscrowd": int(is_group),
-        }
+        if category is not None:
+            found.append({"category_id": category, **measure(encode(ids == instance_id)), "iscrowd": int(is_group)})
+    return ids.shape, found
 
 
 def _find(folder: Path, suffix: str) -> set[str]:
     return {f"{path.parent.name}/{path.name.removesuffix(suffix)}" for path in folder.glob(f"*/*{suffix}")}
-
-
-def _check_pairs(dataset: CityscapesSplit, alone: set[str], all_: set[str], suffix: str, other: str) -> None:
-    if alone:
-        raise UserError(
-            f"data set {dataset.name}: {len(alone)} of {len(all_)} files *{suffix} in {dataset.root} have no *{other}, "
-            f"the first is {min(alone)}{suffix}; unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip again"
-        )
 
 
 def _fingerprint(paths: list[Path]) -> str:

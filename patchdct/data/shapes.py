@@ -9,7 +9,6 @@ the other; a polygon that does not fill cuts a hole. Arrays of images are (size,
 """
 
 import colorsys
-from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -120,29 +119,20 @@ def _snowflake(rng: Generator) -> Outline:
     foot, length = rng.uniform(0.66, 0.72), rng.uniform(0.32, 0.38)
     for turn in np.arange(6) * np.pi / 3:
         outline.append((stroke(polar(np.array([0.2, 1.0]), np.array([turn, turn])), np.array([0.26, 0.2])), True))
+        start = polar(foot, turn)
         for side in (-0.9, 0.9):
-            start = polar(np.array([foot]), np.array([turn]))
-            tip = start + polar(np.array([length]), np.array([turn + side]))
-            outline.append((stroke(np.concatenate([start, tip]), np.array([0.18, 0.14])), True))
+            branch = np.stack([start, start + polar(length, turn + side)])
+            outline.append((stroke(branch, np.array([0.18, 0.14])), True))
     return [*outline, (_teeth(6, [0, 0.5], [0.3, 0.15]), False)]
 
 
-_OUTLINES: dict[str, Callable[[Generator], Outline]] = {
-    "gear": _gear,
-    "star": _star,
-    "comb": _comb,
-    "ring": _ring,
-    "leaf": _leaf,
-    "puzzle": _puzzle,
-    "spiral": _spiral,
-    "snowflake": _snowflake,
-}
-SHAPES_CLASSES = tuple(_OUTLINES)
+_OUTLINES = (_gear, _star, _comb, _ring, _leaf, _puzzle, _spiral, _snowflake)  # of the classes
+SHAPES_CLASSES = ("gear", "star", "comb", "ring", "leaf", "puzzle", "spiral", "snowflake")
 
 
 def _points(label: int, centre: np.ndarray, side: float, rng: Generator) -> Outline:
     """Return the outline in pixels of an object whose box is centred there and has the longer side given."""
-    outline, pixel = _OUTLINES[SHAPES_CLASSES[label]](rng), 2 / side
+    outline, pixel = _OUTLINES[label](rng), 2 / side
     polygons = [subdivide(polygon, 2 * pixel) for polygon, _ in outline]
     points = bend(np.concatenate(polygons), rng.spawn(1)[0], pixel)
     turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1)

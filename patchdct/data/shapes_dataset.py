@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pycocotools.mask as mask_util
 from detectron2.data.datasets import load_coco_json
 
 from pixelmask.cli import run
 from pixelmask.data.drawn import SEEDS, DrawnCollection, write_jpeg
 from pixelmask.errors import UserError
 from pixelmask.files import read_json, write_json
-from pixelmask.rle import encode
+from pixelmask.rle import encode, measure
 
 from .shapes import DRAWING_VERSION, SHAPES_CLASSES, draw_scene
 
@@ -64,13 +63,10 @@ class ShapesCollection(DrawnCollection[ShapesSpec]):
         scene = draw_scene(SEEDS[spec.split], index, spec.size)
         (folder / "images").mkdir(exist_ok=True)
         write_jpeg(folder / "images" / _file_name(index), scene.image)
-        annotations = []
-        for mask, label in zip(scene.masks, scene.classes.tolist(), strict=True):
-            rle = encode(mask)
-            box, area = mask_util.toBbox(rle).tolist(), int(mask_util.area(rle))
-            entry = {"image_id": index + 1, "category_id": label + 1, "segmentation": rle}
-            annotations.append({**entry, "bbox": box, "area": area, "iscrowd": 0})
-        return annotations
+        return [
+            {"image_id": index + 1, "category_id": label + 1, **measure(encode(mask)), "iscrowd": 0}
+            for mask, label in zip(scene.masks, scene.classes.tolist(), strict=True)
+        ]
 
     def finish(self, spec: ShapesSpec, written: list[list[dict[str, Any]]], folder: Path) -> None:
         size = {"height": spec.size, "width": spec.size}

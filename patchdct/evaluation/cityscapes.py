@@ -1,7 +1,7 @@
 """AP, AP50 and Boundary AP of instance masks on Cityscapes.  See PatchDCT (Wen et al., ICLR 2023), Table 3.
 
 How detections are matched, what is ignored, and the average precision are of the official `cityscapesscripts`; it gets
-the overlaps counted in memory (:mod:`.cityscapes_matching`), where it would read each mask from a file of its own.
+the overlaps counted in memory, where it would read each mask from a file of its own.
 
 Boundary AP is the same with min(mask IoU, boundary IoU) for the overlap, as in Boundary IoU (Cheng et al., CVPR 2021),
 whose published evaluation has boundaries of 0.005 of the diagonal for Cityscapes: 11 pixels. COCO's 0.02 would be 46
@@ -10,24 +10,32 @@ pixels, more than most of these objects leave for an interior, and Boundary AP l
 
 import copy
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from pixelmask.drawing import Window
 from pixelmask.errors import UserError
+from pixelmask.evaluation.boundary import boundary_width, subtract_erosion
 
 from ..data.cityscapes import annotation_file, read_instance_ids
-from .cityscapes_matching import GroundTruth, Matches, boundaries_above
 
 logger = logging.getLogger(__name__)
 
 CITYSCAPES_DILATION_RATIO = 0.005
+
+Instance = dict[str, Any]
+Matches = dict[str, dict[str, dict[str, list[Instance]]]]
+"""By image, then "groundTruth" or "prediction", then class: instances, each with those of the other kind that it
+overlaps in "matchedPred" or "matchedGt". These also have "boundary_iou"."""
 
 
 class CityscapesInstanceEvaluator(DatasetEvaluator):
@@ -127,3 +135,98 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
             return float(self._official.evaluateMatches(matches, settings).item())
         except IndexError:
             return 0.0  # the official code looks for the last of the counted detections, and all of them are ignored
+
+
+class GroundTruth:
+    """Ground truth of an image, from which detections are matched one by one.
+
+    ``instances``: by class, those of the image, and groups, each with the detections matched so far in "matchedPred".
+    """
+
+    def __init__(self, ids: np.ndarray, labels: dict[str, int], void: Iterable[int], dilation_ratio: float):
+        self.ids = ids
+        self.void = [label for label in void if label >= 0]
+        height, width = ids.shape
+        self.width = boundary_width(height, width, dilation_ratio)
+        self.boundaries = np.zeros_like(ids)
+        self.instances: dict[str, list[Instance]] = {name: [] for name in labels}
+        names = {label: name for name, label in labels.items()}
+        areas = np.bincount(ids.ravel())
+        for instance_id in np.flatnonzero(areas).tolist():
+            label = instance_id if instance_id < 1000 else instance_id // 1000
+            if label in names:
+                box, _, boundary = _crop(ids == instance_id, self.width)
+                self.boundaries[box][boundary] = instance_id
+                self.instances[names[label]].append(
+                    {
+                        "instID": instance_id,
+                        "labelID": label,
+                        "pixelCount": int(areas[instance_id]),
+                        "boundary": int(boundary.sum()),
+                        "medDist": -1,
+                        "distConf": 0.0,
+                        "matchedPred": [],
+                    }
+                )
+
+    def match(self, mask: np.ndarray, score: float, name: str) -> list[Instance]:
+        """Return a detection with the instances of its class that it overlaps, and tell these; none if it is empty."""
+        if not mask.any():
+            return []
+        box, inside, boundary = _crop(mask, self.width)
+        border = int(boundary.sum())
+        inside_counts = _counts(self.ids[box][inside])
+        boundary_counts = _counts(self.boundaries[box][boundary])
+        prediction = {
+            "pixelCount": int(inside.sum()),
+            "confidence": score,
+            "voidIntersection": sum(inside_counts[label] for label in self.void),
+        }
+        overlapped = []
+        for truth in self.instances[name]:
+            intersection = inside_counts[truth["instID"]]
+            if intersection:
+                common = boundary_counts[truth["instID"]]
+                pair = {"intersection": intersection, "boundary_iou": common / (border + truth["boundary"] - common)}
+                truth["matchedPred"].append({**prediction, **pair})
+                overlapped.append({**{k: v for k, v in truth.items() if k != "matchedPred"}, **pair})
+        return [{**prediction, "matchedGt": overlapped}]
+
+
+def _crop(mask: np.ndarray, width: int) -> tuple[Window, np.ndarray, np.ndarray]:
+    """Return where an (H, W) boolean mask, not empty, is, and that part of it and of its boundary, boolean."""
+    left, top, columns, rows = cv2.boundingRect(mask.view(np.uint8))
+    box = slice(top, top + rows), slice(left, left + columns)
+    inside = mask[box]
+    return box, inside, subtract_erosion(np.ascontiguousarray(inside, dtype=np.uint8), width).astype(bool)
+
+
+def _counts(values: np.ndarray) -> Counter[int]:
+    """Count each value of an array."""
+    counts = np.bincount(values)
+    return Counter({value: int(counts[value]) for value in np.flatnonzero(counts).tolist()})
+
+
+def boundaries_above(matches: Matches, threshold: float, smallest: int) -> Matches:
+    """Leave out the pairs whose boundary IoU is not above a threshold; the official code looks at their mask IoU.
+
+    Reference behaviour: groups, and instances of fewer pixels than ``smallest``, need no more than boundaries that
+    meet. They only serve to ignore detections, and one whose mask IoU is above the threshold is ignored in any case.
+    """
+
+    def enough(truth: Instance, pair: Instance) -> bool:
+        counts = truth["instID"] >= 1000 and truth["pixelCount"] >= smallest
+        return pair["boundary_iou"] > (threshold if counts else 0)
+
+    def kept(instance: Instance, key: str) -> Instance:
+        pairs = [x for x in instance[key] if enough(instance if key == "matchedPred" else x, x)]
+        return {**instance, key: pairs}
+
+    keys = {"groundTruth": "matchedPred", "prediction": "matchedGt"}
+    return {
+        image: {
+            kind: {name: [kept(instance, keys[kind]) for instance in group] for name, group in classes.items()}
+            for kind, classes in found.items()
+        }
+        for image, found in matches.items()
+    }

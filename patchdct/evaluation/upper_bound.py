@@ -92,11 +92,10 @@ class ImageMasks:
         objects = objects_of(record)
         ious = pairwise_iou(Boxes(boxes_of(results)), Boxes(boxes_of(objects))).numpy()
         classes = [[entry["category_id"] for entry in entries] for entries in (results, objects)]
-        found = list(zip(results, match(ious, (classes[0], classes[1])), strict=True))
-        matched = [result for result, index in found if index is not None]
-        owners = [objects[index] for _, index in found if index is not None]
-        others = [result for result, index in found if index is None]
-        return cls._pack(record, matched, owners, others)
+        owners = match(ious, (classes[0], classes[1]))
+        matched = [result for result, owner in zip(results, owners, strict=True) if owner is not None]
+        others = [result for result, owner in zip(results, owners, strict=True) if owner is None]
+        return cls._pack(record, matched, [objects[owner] for owner in owners if owner is not None], others)
 
     @classmethod
     def _pack(cls, record: dict[str, Any], matched: list[dict], owners: list[dict], others: list[dict]) -> "ImageMasks":
@@ -109,15 +108,11 @@ class ImageMasks:
         present = {annotation["category_id"] for annotation in record["annotations"]}
         filled = [entry["bbox"] if entry["category_id"] in present else [0, 0, 0, 0] for entry in others]
         rles = mask_util.frPyObjects(np.array(filled, np.float64), *size) if others else []
-        return cls(
-            record,
-            instances,
-            bits,
-            [
-                {**entry, "image_id": record["image_id"], "segmentation": {**rle, "counts": rle["counts"].decode()}}
-                for entry, rle in zip(others, rles, strict=True)
-            ],
-        )
+        false = [
+            {**entry, "image_id": record["image_id"], "segmentation": {**rle, "counts": rle["counts"].decode()}}
+            for entry, rle in zip(others, rles, strict=True)
+        ]
+        return cls(record, instances, bits, false)
 
     @property
     def masks(self) -> Tensor:

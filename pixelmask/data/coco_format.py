@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
@@ -143,14 +143,18 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             )
 
 
+def suggest(name: str, known: Iterable[str], number: int) -> str:
+    """Return how a sentence about an unknown name goes on: with the nearest ones that are known, if any are near."""
+    close = difflib.get_close_matches(name, sorted(known), n=number)
+    return f"; did you mean {' or '.join(close)}?" if close else "."
+
+
 def check_dataset(cfg: CfgNode, name: str, split: str) -> None:
     """Check one data set as :func:`check_datasets` does; ``split`` is the key, "TRAIN" or "TEST", that names it."""
     if name not in DatasetCatalog:
-        close = difflib.get_close_matches(name, list(DatasetCatalog), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "."
         raise UserError(
-            f"data set {name} of DATASETS.{split} is not registered{hint} To register one of your own in COCO format, "
-            f"add [{name}, JSON file, image folder] to DATASETS.COCO_FORMAT"
+            f"data set {name} of DATASETS.{split} is not registered{suggest(name, DatasetCatalog, 3)} To register one "
+            f"of your own in COCO format, add [{name}, JSON file, image folder] to DATASETS.COCO_FORMAT"
         )
     dataset = DatasetCatalog[name]
     metadata = MetadataCatalog.get(name)
@@ -160,7 +164,11 @@ def check_dataset(cfg: CfgNode, name: str, split: str) -> None:
             _check_trainable(cfg, dataset.json_file, summary)
     elif not isinstance(dataset, DrawnSet):  # those are made when they are first loaded
         for path in (metadata.get(key) for key in PATH_KEYS):
-            _check_path(name, path)
+            if path is not None and "://" not in path and not os.path.exists(path):
+                raise UserError(
+                    f"data set {name} needs {path}, which does not exist; {describe_root()}. Set it to the folder of "
+                    "your data sets (their layout is in datasets/README.md)"
+                )
         if metadata.get("evaluator_type") == "coco" and not isinstance(dataset, _Diagnosed):
             DatasetCatalog[name] = _Diagnosed(dataset, metadata.json_file, metadata.image_root)
     classes = metadata.get("thing_classes")
@@ -170,15 +178,6 @@ def check_dataset(cfg: CfgNode, name: str, split: str) -> None:
             f"data set {name} has {len(classes)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {expected}; "
             f"set MODEL.ROI_HEADS.NUM_CLASSES {len(classes)}"
         )
-
-
-def _check_path(name: str, path: str | None) -> None:
-    if path is None or "://" in path or os.path.exists(path):
-        return
-    raise UserError(
-        f"data set {name} needs {path}, which does not exist; {describe_root()}. Set it to the folder of your data "
-        "sets (their layout is in datasets/README.md)"
-    )
 
 
 def _check_trainable(cfg: CfgNode, json_file: str, summary: CocoSummary) -> None:
@@ -211,7 +210,14 @@ def check_coco_file(json_file: str, image_root: str) -> CocoSummary:
 @functools.lru_cache
 def _check_coco_file(json_file: str, image_root: str, modified: int) -> CocoSummary:
     content = read_coco(json_file)
-    _check_images(json_file, image_root, [image["file_name"] for image in content["images"]])
+    images = content["images"]
+    looked_for = [image["file_name"] for image in images[:: math.ceil(len(images) / MAX_IMAGES_LOOKED_FOR)]]
+    missing = [name for name in looked_for if not os.path.isfile(os.path.join(image_root, name))]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(looked_for)} images that {json_file} lists and were looked for are not in "
+            f"{image_root}, the first is {missing[0]}; correct the image folder in DATASETS.COCO_FORMAT"
+        )
     trainable = [a for a in content.get("annotations", ()) if not a.get("iscrowd", 0)]
     return CocoSummary(
         classes=[category["name"] for category in sorted(content["categories"], key=lambda category: category["id"])],
@@ -219,13 +225,3 @@ def _check_coco_file(json_file: str, image_root: str, modified: int) -> CocoSumm
         rle=next((a["id"] for a in trainable if isinstance(a.get("segmentation"), dict)), None),
         maskless=next((a["id"] for a in trainable if not a.get("segmentation")), None),
     )
-
-
-def _check_images(json_file: str, image_root: str, names: Sequence[str]) -> None:
-    looked_for = names[:: math.ceil(len(names) / MAX_IMAGES_LOOKED_FOR)]
-    missing = [name for name in looked_for if not os.path.isfile(os.path.join(image_root, name))]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(looked_for)} images that {json_file} lists and were looked for are not in "
-            f"{image_root}, the first is {missing[0]}; correct the image folder in DATASETS.COCO_FORMAT"
-        )

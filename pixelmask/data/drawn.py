@@ -115,10 +115,6 @@ class DrawnCollection(abc.ABC, Generic[Spec]):
                 self.finish(spec, [self.write(spec, index, partial) for index in images], partial)
                 partial.rename(folder)
                 logger.info("drawn: %s", folder)
-        self._check_version(folder)
-        return folder
-
-    def _check_version(self, folder: Path) -> None:
         try:
             version = self.read_version(folder)
         except (OSError, UserError, ValueError, KeyError, TypeError):
@@ -130,6 +126,7 @@ class DrawnCollection(abc.ABC, Generic[Spec]):
                 f"{folder} was drawn by version {version} of the drawing code, which is now at version {self.version}: "
                 "delete this folder, and it is made anew"
             )
+        return folder
 
     def register(self, name: str) -> None:
         """Register a data set by its name; its files are made when its dicts are first asked for.

@@ -14,9 +14,9 @@ Window = tuple[slice, slice]  # rows and columns
 SUPERSAMPLING = 4  # samples of coverage along each side of a pixel
 
 
-def polar(radius: np.ndarray | float, angle: np.ndarray) -> np.ndarray:
-    """Return the (K, 2) points at radii, one or K, and K angles in radians."""
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+def polar(radius: np.ndarray | float, angle: np.ndarray | float) -> np.ndarray:
+    """Return the (K, 2) points at radii, one or K, and K angles in radians; the (2,) point at a single angle."""
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
 
 
 def circle(x: float, y: float, radius: float) -> np.ndarray:

@@ -10,18 +10,15 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from airm.figures import (
-    category_rows,
-    kernel_size_rows,
+from airm.figures.model import (
+    encoder_input,
     load_dicts,
     position_maps,
     predict_parameters,
-    read_run,
     read_samples,
     reduce_parameters,
 )
-from airm.figures.inputs import encoder_input
-from airm.figures.runs import distinct_parts
+from airm.figures.runs import category_rows, distinct_parts, kernel_size_rows, read_run
 from pixelmask.config import get_cfg
 from pixelmask.errors import UserError
 from tests.support.models import tiny_airm_cfg

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from airm.instances.files import (
+from airm.instances.progress import Progress, in_order
+from airm.instances.work import (
     InstanceImage,
     find_instance_images,
     images_of_annotations,
     images_of_results,
     read_png_folder,
+    read_truth,
 )
-from airm.instances.progress import Progress, in_order
-from airm.instances.work import read_truth
 from pixelmask.data.coco_file import read_results
 from pixelmask.errors import UserError
 from pixelmask.rle import decode, encode, read_runs, to_rle

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_util
 from airm.data.datasets import COARSE_SOURCES
 from airm.data.synthetic import draw_pair
 from airm.data.synthetic_dataset import coarse_mask
-from patchdct.data.lvis_categories import COCO_NAME_OF_SYNSET
+from patchdct.data.lvis_format import COCO_NAME_OF_SYNSET
 from patchdct.data.shapes import SHAPES_CLASSES, draw_scene
 from tests.airm.test_weights import B1, hugging_face_shapes, published_shapes, random_state
 from tests.support import swin_reference

@@ -15,7 +15,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from detectron2.structures import Boxes, Instances
 
 from patchdct import trainer
-from patchdct.data.lvis_categories import COCO_ID_OF_NAME
+from patchdct.data.lvis_format import COCO_ID_OF_NAME
 from patchdct.evaluation import COCOWithLVISEvaluator, LVISInstanceEvaluator
 from tests.patchdct.test_lvis_eval import CAR, CAT, METRICS, SIZE, image, lvis_json, put, square, thing
 from tests.support.models import tiny_cfg

@@ -11,8 +11,7 @@ import pytest
 from lvis import LVIS, LVISEval, LVISResults
 from pycocotools import mask as mask_util
 
-from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
-from patchdct.data.lvis_format import cocofied_file
+from patchdct.data.lvis_format import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET, cocofied_file
 from patchdct.evaluation.lvis_eval import Truth, evaluate_lvis
 from pixelmask.errors import UserError
 from tests.pixelmask.test_boundary import by_definition

@@ -11,8 +11,7 @@ import pytest
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.lvis import load_lvis_json
 
-from patchdct.data.lvis_categories import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET
-from patchdct.data.lvis_format import read_cocofied
+from patchdct.data.lvis_format import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET, read_cocofied
 from pixelmask.errors import UserError
 
 SCRIPT = "datasets/prepare_lvis_cocofied.py"

@@ -12,7 +12,7 @@ from pycocotools import mask as mask_util
 from airm import Refiner
 from airm.coarse_to_fine import Settings
 from airm.data.synthetic_dataset import make_synthetic
-from airm.figures import refinement_steps, score_mask, zoom_windows
+from airm.figures.model import refinement_steps, score_mask, zoom_windows
 from pixelmask.checkpoint.files import read_torch
 from pixelmask.cli import run
 from pixelmask.errors import UserError
