@@ -46,9 +46,8 @@ from airm.figures.drawing import (
 )
 from airm.figures.inputs import LARGEST_SIDE, MAX_SIDE
 from pixelmask.cli import run
-from pixelmask.drawing import save
+from pixelmask.drawing import save_with_numbers
 from pixelmask.errors import UserError
-from pixelmask.files import write_json
 
 
 def kernel_sizes(args: argparse.Namespace) -> tuple[Figure, Any]:
@@ -145,11 +144,7 @@ def describe(score: dict[str, float | None]) -> str:
 def main(args: argparse.Namespace) -> Any:
     """Draw one figure; return the numbers behind it."""
     figure, numbers = args.draw(args)
-    path = args.output or Path("output/figures") / f"{args.figure}.png"
-    save(figure, path)
-    beside = path.with_suffix(".json")
-    write_json(beside, numbers, indent=2)
-    print(f"Wrote {path} and {beside}")
+    save_with_numbers(figure, args.output or Path("output/figures") / f"{args.figure}.png", numbers)
     return numbers
 
 

@@ -31,8 +31,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from rich import box as box_styles
-from rich.table import Table
 from tqdm import tqdm
 
 from airm import Refiner
@@ -44,7 +42,7 @@ from airm.instances.progress import Progress, in_order
 from airm.instances.work import Work
 from patchdct.data.categories import find_categories
 from patchdct.predictor import Predictor
-from pixelmask.cli import add_import, console, import_code, run
+from pixelmask.cli import add_import, import_code, print_table, run
 from pixelmask.config import load_cfg
 from pixelmask.data.coco_file import CocoFile
 from pixelmask.errors import UserError
@@ -158,16 +156,14 @@ def refine_all(
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    table = Table(title=f"IoU and mBA of {evaluation['pairs']} matched pairs", box=box_styles.SIMPLE_HEAD)
-    table.add_column("masks")
-    for name in ("AP", "AP50", "AP75", "Boundary AP", "IoU", "mBA"):
-        table.add_column(name, justify="right")
+    rows = []
     for which in ("before", "after"):
         found = evaluation[which]
         values = [found["segm"][key] for key in ("AP", "AP50", "AP75")] + [found["boundary"]["AP"]]
         values += [found["IoU"], found["mBA"]]
-        table.add_row(which, *("-" if value is None or value != value else f"{value:.2f}" for value in values))
-    console().print(table)
+        rows.append([which, *("-" if value is None or value != value else f"{value:.2f}" for value in values)])
+    title = f"IoU and mBA of {evaluation['pairs']} matched pairs"
+    print_table(title, ("masks", "AP", "AP50", "AP75", "Boundary AP", "IoU", "mBA"), rows)
 
 
 def evaluate(work: Work, coarse: Results, refined: Results) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Panels of a picture side by side: truth, stages and patch labels."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from pixelmask.drawing import (
     write_title,
 )
 from pixelmask.engine.pictures import SCORE_THRESHOLD, Mapper
+from pixelmask.evaluation.boundary import mask_iou
+from pixelmask.evaluation.matching import match
 from pixelmask.images import read_picture
 
 from ..mask_head import RefinementHead
@@ -144,17 +147,10 @@ def _resize_masks(masks: Array, size: tuple[int, int]) -> np.ndarray:
 def _matching_colours(truth: np.ndarray | None, predicted: np.ndarray) -> list[Colour]:
     """Give each prediction, best first, the colour of the free true instance that it overlaps most, or a new one."""
     truth = predicted[:0] if truth is None else truth
-    count, free, colours = len(truth), set(range(len(truth))), []
-    for mask in predicted:
-        overlaps = {i: (mask & truth[i]).sum() / max(1, (mask | truth[i]).sum()) for i in free}
-        best = max(overlaps, key=lambda i: overlaps[i], default=None)
-        if best is not None and overlaps[best] > 0.1:
-            free.remove(best)
-            colours.append(instance_colour(best))
-        else:
-            colours.append(instance_colour(count))
-            count += 1
-    return colours
+    overlaps = np.array([[mask_iou(mask, other) for other in truth] for mask in predicted])
+    new = itertools.count(len(truth))
+    found = match(overlaps.reshape(len(predicted), len(truth)), threshold=0.1)
+    return [instance_colour(next(new) if index is None else index) for index in found]
 
 
 def _titled(panel: np.ndarray, title: str) -> np.ndarray:
