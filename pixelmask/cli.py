@@ -97,15 +97,20 @@ def console(width: int = 120) -> "Console":
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Iterable[str]], left: int = 1, caption: str | None = None
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Iterable[str]],
+    left: int = 1,
+    caption: str | None = None,
+    width: int = 120,
 ) -> None:
     """Print a table, of whose columns the first ``left`` are texts, and all others figures, aligned to the right."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table = Table(title=title or None, caption=caption, box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    console(width).print(table)

@@ -30,7 +30,7 @@ AIRM_SIZE = ("--size", "1706", "2560")
 
 
 def run_command(command: list[str]) -> None:
-    """TableRun a tool of this project; raise UserError if it fails."""
+    """Run a tool of this project; raise UserError if it fails."""
     status = subprocess.run(command).returncode
     if status:
         raise UserError(f"{Path(command[1]).name} ended with status {status}; what it said is above")
