@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from fvcore.nn import FlopCountAnalysis
+from fvcore.nn import FlopCountAnalysis, parameter_count
 from torch import Tensor, nn
 
 from pixelmask.errors import UserError
@@ -102,18 +102,14 @@ def mask_branch_cost(model: nn.Module) -> MaskBranchCost:
     return MaskBranchCost(
         every_class=int(layers + macs["baddbmm"] * network.num_classes),
         spent=int(counter.total()),
-        parameters=_num_parameters(network.head),
-        model_parameters=_num_parameters(model),
+        parameters=parameter_count(network.head)[""],
+        model_parameters=parameter_count(model)[""],
     )
 
 
 def _count_baddbmm(inputs: list, outputs: list) -> int:
     batch, rows, inner = inputs[1].type().sizes()
     return batch * rows * inner * inputs[2].type().sizes()[2]
-
-
-def _num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def export_mask_branch(network: MaskNetwork, num_instances: int | None = None) -> Export:

@@ -92,6 +92,15 @@ def parse_cfg(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     return _finish(cfg, opts)
 
 
+def changed(cfg: CfgNode, *opts: Any) -> CfgNode:
+    """Return a frozen copy of a config with other values: a key and its value in turn."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(opts))
+    cfg.freeze()
+    return cfg
+
+
 def _architecture(content: dict[str, Any], opts: Sequence[str]) -> str:
     """Return the MODEL.META_ARCHITECTURE that a config's content and overrides name, "" if they do not."""
     model = content.get("MODEL")

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -43,12 +43,8 @@ SEED = 2026  # of the large image; training and validation have others
 TRY = f"{sys.executable} tools"
 
 
-class Outcome(NamedTuple):
-    """What came out of a demo: its last step, the figures, and commands to try next."""
-
-    step: str
-    figures: str
-    commands: list[str]
+Outcome: TypeAlias = tuple[str, str, list[str]]
+"""What came out of a demo: its last step, the figures, and commands to try next."""
 
 
 def detect(args: argparse.Namespace, config: Path, weights: Path, folder: Path) -> Outcome:
@@ -70,7 +66,7 @@ def detect(args: argparse.Namespace, config: Path, weights: Path, folder: Path) 
         f"{TRY}/train_net.py --config-file configs/patchdct/shapes/dct_mask_shapes.yaml",
         f"{sys.executable} -m pixelmask.doctor",
     ]
-    return Outcome("drawn", f": {scores} on {name}.", commands)
+    return "drawn", f": {scores} on {name}.", commands
 
 
 def refine(args: argparse.Namespace, config: Path, weights: Path, folder: Path) -> Outcome:
@@ -98,7 +94,7 @@ def refine(args: argparse.Namespace, config: Path, weights: Path, folder: Path) 
     figures = (
         f", of which {width} x {height} pixels took {seconds:.0f} s:\n\n  before      {before}\n  after       {after}"
     )
-    return Outcome("refined", figures, commands)
+    return "refined", figures, commands
 
 
 class Demo(NamedTuple):
@@ -131,13 +127,12 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(status)
     weights, pictures = output / "model_final.pth", output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    outcome = demo.show(args, demo.config, weights, pictures)
+    step, figures, commands = demo.show(args, demo.config, weights, pictures)
     report = write_report([output], output / "report.html", **demo.report)
-    minutes = (time.time() - start) / 60
-    commands = "\n  ".join(outcome.commands)
+    minutes, lines = (time.time() - start) / 60, "\n  ".join(commands)
     print(
         f"""
-Trained, evaluated and {outcome.step} in {minutes:.1f} minutes{outcome.figures}
+Trained, evaluated and {step} in {minutes:.1f} minutes{figures}
 
   report      {report} (for a browser: tables, curves, and masks to sort and zoom)
   pictures    {pictures}
@@ -145,7 +140,7 @@ Trained, evaluated and {outcome.step} in {minutes:.1f} minutes{outcome.figures}
   checkpoint  {weights}
 
 To try next:
-  {commands}"""
+  {lines}"""
     )
 
 

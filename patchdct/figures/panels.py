@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -25,6 +26,7 @@ from pixelmask.drawing import (
     to_grey,
     write_title,
 )
+from pixelmask.engine.compat import replaced
 from pixelmask.engine.pictures import SCORE_THRESHOLD, Mapper
 from pixelmask.evaluation.boundary import mask_iou
 from pixelmask.evaluation.matching import match
@@ -178,13 +180,8 @@ def draw_instances(model: torch.nn.Module, record: dict[str, Any], mapper: Mappe
     image = read_picture(record["file_name"])
     truth = annotations_to_instances(record.get("annotations", []), image.shape[:2], "bitmask")
     head = getattr(getattr(model, "roi_heads", None), "mask_head", None)
-    if isinstance(head, RefinementHead):
-        head.keep_stages = True
-    try:
+    with replaced(head, "keep_stages", True) if isinstance(head, RefinementHead) else nullcontext():
         instances = model([mapper(record)])[0]["instances"]
-    finally:
-        if isinstance(head, RefinementHead):
-            head.keep_stages = False
     return compare_panels(
         image,
         truth.gt_masks.tensor.numpy() if truth.has("gt_masks") else None,

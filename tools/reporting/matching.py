@@ -121,7 +121,9 @@ def compare(
         key: [_mean(entry["values"][key][i] for entry in entries) for i in range(len(runs))]
         for key in ("score", "boundary_iou")
     }
-    disagreements = {key: _mean(entry["disagreements"][key] for entry in entries) or 0.0 for key in pairs}
+    disagreements: dict[str, float | None] = {
+        key: _mean(entry["disagreements"][key] for entry in entries) or 0.0 for key in pairs
+    }
     return Picture(name, file, layers, values, disagreements, entries)
 
 

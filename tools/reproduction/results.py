@@ -79,7 +79,7 @@ def _commits(table: Table, record: dict[str, Any], test: str) -> list[str]:
 
 def overview(tables: Tables, session: Session) -> list[dict[str, Any]]:
     """Return a dict for every row of every table: its config, the sets it needs, hours on a GPU (estimated), state."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     runs: dict[tuple[str, str], TableRun] = {}
     for table in tables.tables.values():
         for row in table.rows:
