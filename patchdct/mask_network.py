@@ -113,12 +113,7 @@ def _count_baddbmm(inputs: list, outputs: list) -> int:
 
 
 def export_mask_branch(network: MaskNetwork, num_instances: int | None = None) -> Export:
-    """Export a mask branch, from RoI features to soft masks.
-
-    Args:
-        network: on the CPU, for inference.
-        num_instances: B, or None for any.
-    """
+    """Export a mask branch, on the CPU, from RoI features to soft masks of ``num_instances``, or of any number."""
     inputs = network.example_inputs(num_instances or 2)
     dynamic = None if num_instances else [{0: "instances"}] * len(inputs)
     metadata = {"part": "mask-branch", "head": type(network.head).__name__, "num_classes": network.num_classes}
@@ -129,10 +124,7 @@ def export_mask_branch(network: MaskNetwork, num_instances: int | None = None) -
 def check_mask_branch(file: ExportedFile, network: MaskNetwork, num_instances: int | None = None) -> float:
     """Return the largest difference between a file and the model's own masks, for random features.
 
-    Args:
-        file: what was written.
-        network: on the CPU, for inference.
-        num_instances: that it was exported for; None: 1, 2 and 7 are tried.
+    They are of the ``num_instances`` that it was exported for; without them 1, 2 and 7 are tried.
     """
     numbers = [num_instances] if num_instances else [1, 2, 7]
     return largest_difference(file, network, map(network.example_inputs, numbers))

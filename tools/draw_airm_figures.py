@@ -94,15 +94,11 @@ def parameters(args: argparse.Namespace) -> tuple[Figure, Any]:
     vectors = predict_parameters(model, watched(), args.max_side)
     points, perplexity = reduce_parameters(vectors, args.perplexity, args.seed)
     names = [entry["category"] for entry in dicts]
-    numbers = {
-        "parameters": vectors.shape[1],
-        "perplexity": perplexity,
-        "seed": args.seed,
-        "points": [
-            {"file": str(entry["file_name"]), "category": entry["category"], "x": x, "y": y}
-            for entry, (x, y) in zip(dicts, points.tolist(), strict=True)
-        ],
-    }
+    placed = [
+        {"file": str(entry["file_name"]), "category": entry["category"], "x": x, "y": y}
+        for entry, (x, y) in zip(dicts, points.tolist(), strict=True)
+    ]
+    numbers = {"parameters": vectors.shape[1], "perplexity": perplexity, "seed": args.seed, "points": placed}
     return draw_parameters(points, names, None if args.dots else thumbnails), numbers
 
 
@@ -124,15 +120,11 @@ def coarse_to_fine(args: argparse.Namespace) -> tuple[Figure, Any]:
         scores = [score_mask(column.mask, truth) for column in columns]
         columns = [c._replace(title=c.title + "\n" + describe(s)) for c, s in zip(columns, scores, strict=True)]
         columns.append(Column("truth\n", truth))
-    numbers = {
-        "image": args.image,
-        "mask": args.mask,
-        "coarse": scores[0],
-        "steps": [
-            {"size": step.size, "tiles": step.tiles, "encoded": step.encoded, **score}
-            for step, score in zip(steps, scores[1:], strict=True)
-        ],
-    }
+    measured = [
+        {"size": step.size, "tiles": step.tiles, "encoded": step.encoded, **score}
+        for step, score in zip(steps, scores[1:], strict=True)
+    ]
+    numbers = {"image": args.image, "mask": args.mask, "coarse": scores[0], "steps": measured}
     zooms = zoom_windows(coarse >= 0.5, steps[-1].mask >= 0.5, args.zoom)
     return draw_steps(sample["image"].permute(1, 2, 0).numpy(), columns, zooms), numbers
 

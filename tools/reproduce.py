@@ -93,14 +93,8 @@ def write_zoo(args: argparse.Namespace, tables: Tables, session: Session) -> Non
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("patchdct.config").setLevel(logging.ERROR)  # would say for every row that there is no CUDA device
-    session = Session(
-        args.output,
-        args.quick,
-        overrides=getattr(args, "overrides", ()),
-        iterations=getattr(args, "iterations", None),
-        num_gpus=getattr(args, "num_gpus", 1),
-    )
-    args.do(args, load_tables(), session)
+    options = {name: getattr(args, name) for name in ("overrides", "iterations", "num_gpus") if name in args}
+    args.do(args, load_tables(), Session(args.output, args.quick, **options))
 
 
 def argument_parser() -> argparse.ArgumentParser:

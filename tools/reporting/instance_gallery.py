@@ -39,11 +39,10 @@ class InstanceGallery:
     measures = {"score": "score", "boundary_iou": "Boundary IoU"}
 
     def __init__(self, runs: Sequence[ReportedRun], data_set: str, min_score: float = 0.5, patch_labels: bool = False):
-        """
-        Args:
-            runs: of instance segmentation, evaluated on ``data_set``.
-            min_score: detections below it are left out, as are those with empty masks.
-            patch_labels: whether to run the models of PatchDCT for the labels of patches.
+        """Take runs of instance segmentation that were evaluated on ``data_set``.
+
+        Detections below ``min_score`` are left out, as are those with empty masks. ``patch_labels`` asks for the models
+        of PatchDCT to be run for the labels of patches.
 
         Raises:
             UserError: if the data set cannot be used, a run's detections have no masks, or a model is needed and there

@@ -47,9 +47,7 @@ class RefinementGallery:
     }
 
     def __init__(self, runs: Sequence[ReportedRun], data_set: str):
-        """
-        Args:
-            runs: of refinement, evaluated on ``data_set``.
+        """Take runs of refinement that were evaluated on ``data_set``.
 
         Raises:
             UserError: if the data set cannot be used, an evaluation's files are missing or damaged, or a model is
