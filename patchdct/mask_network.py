@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from fvcore.nn import FlopCountAnalysis
+from fvcore.nn import FlopCountAnalysis, parameter_count
 from torch import Tensor, nn
 
 from pixelmask.errors import UserError
@@ -102,8 +102,8 @@ def mask_branch_cost(model: nn.Module) -> MaskBranchCost:
     return MaskBranchCost(
         every_class=int(layers + macs["baddbmm"] * network.num_classes),
         spent=int(counter.total()),
-        parameters=_num_parameters(network.head),
-        model_parameters=_num_parameters(model),
+        parameters=parameter_count(network.head)[""],
+        model_parameters=parameter_count(model)[""],
     )
 
 
@@ -112,17 +112,8 @@ def _count_baddbmm(inputs: list, outputs: list) -> int:
     return batch * rows * inner * inputs[2].type().sizes()[2]
 
 
-def _num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def export_mask_branch(network: MaskNetwork, num_instances: int | None = None) -> Export:
-    """Export a mask branch, from RoI features to soft masks.
-
-    Args:
-        network: on the CPU, for inference.
-        num_instances: B, or None for any.
-    """
+    """Export a mask branch, on the CPU, from RoI features to soft masks of ``num_instances``, or of any number."""
     inputs = network.example_inputs(num_instances or 2)
     dynamic = None if num_instances else [{0: "instances"}] * len(inputs)
     metadata = {"part": "mask-branch", "head": type(network.head).__name__, "num_classes": network.num_classes}
@@ -133,10 +124,7 @@ def export_mask_branch(network: MaskNetwork, num_instances: int | None = None) -
 def check_mask_branch(file: ExportedFile, network: MaskNetwork, num_instances: int | None = None) -> float:
     """Return the largest difference between a file and the model's own masks, for random features.
 
-    Args:
-        file: what was written.
-        network: on the CPU, for inference.
-        num_instances: that it was exported for; None: 1, 2 and 7 are tried.
+    They are of the ``num_instances`` that it was exported for; without them 1, 2 and 7 are tried.
     """
     numbers = [num_instances] if num_instances else [1, 2, 7]
     return largest_difference(file, network, map(network.example_inputs, numbers))

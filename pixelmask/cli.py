@@ -5,7 +5,7 @@ import errno
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -94,3 +94,23 @@ def console(width: int = 120) -> "Console":
     from rich.console import Console  # only who prints tables needs it
 
     return Console(width=None if sys.stdout.isatty() else width)
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Iterable[str]],
+    left: int = 1,
+    caption: str | None = None,
+    width: int = 120,
+) -> None:
+    """Print a table, of whose columns the first ``left`` are texts, and all others figures, aligned to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, caption=caption, box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console(width).print(table)

@@ -5,6 +5,7 @@ meta-architecture only.
 """
 
 import difflib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,15 @@ def parse_cfg(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     return _finish(cfg, opts)
 
 
+def changed(cfg: CfgNode, *opts: Any) -> CfgNode:
+    """Return a frozen copy of a config with other values: a key and its value in turn."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(opts))
+    cfg.freeze()
+    return cfg
+
+
 def _architecture(content: dict[str, Any], opts: Sequence[str]) -> str:
     """Return the MODEL.META_ARCHITECTURE that a config's content and overrides name, "" if they do not."""
     model = content.get("MODEL")
@@ -149,7 +159,7 @@ def _mistakes_in(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         # yacs says "Non-existent config key: ..." of a file's keys, "Non-existent key: ..." of the command line's
         if cfg is not None and message.startswith("Non-existent"):
             key = message.rpartition(" ")[2]
-            message = _describe_unknown(key, difflib.get_close_matches(key, _all_keys(cfg), cutoff=0.75))
+            message = _describe_unknown(key, difflib.get_close_matches(key, flat(cfg), cutoff=0.75))
         raise UserError(f"{source}: {message}") from None
 
 
@@ -158,6 +168,12 @@ def _describe_unknown(key: str, close: Sequence[str]) -> str:
     return f"unknown config key {key}; {hint}"
 
 
-def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        yield from _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """Return a config's values by their full keys."""
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = json.loads(json.dumps(value))  # a tuple comes back from YAML as a list
+    return values

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .errors import UserError
-from .files import whole_or_not_at_all
+from .files import whole_or_not_at_all, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,3 +178,11 @@ def save(figure: "Figure", path: Path, quality: int = 80) -> None:
     jpeg: dict[str, Any] = {"pil_kwargs": {"quality": quality, "optimize": True}} if kind in ("jpg", "jpeg") else {}
     with whole_or_not_at_all(path) as partial:
         figure.savefig(partial, format=kind, dpi=DPI, **jpeg)
+
+
+def save_with_numbers(figure: "Figure", path: Path, numbers: Any) -> None:
+    """Write a figure as :func:`save` does, and beside it the numbers behind it as JSON; print where they are."""
+    save(figure, path)
+    beside = path.with_suffix(".json")
+    write_json(beside, numbers, indent=2)
+    print(f"Wrote {path} and {beside}")

@@ -52,15 +52,10 @@ def read_json(path: str | Path) -> Any:
 def list_folder(
     folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES, deep: bool = True, skipped: Path | None = None
 ) -> list[Path]:
-    """Return the files of a folder that have one of the (lower-case) suffixes, sorted.
+    """Return the files of a folder, there or not, that have one of the (lower-case) suffixes, sorted.
 
-    Hidden files and folders, and the __MACOSX of archives, are left out; symbolic links are followed.
-
-    Args:
-        folder: there or not.
-        suffixes: of files to list.
-        deep: whether to look into its folders too.
-        skipped: a folder not to look into.
+    ``deep`` looks into its folders too, but for the one ``skipped``. Hidden files and folders, and the __MACOSX of
+    archives, are left out; symbolic links are followed.
     """
     files: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -75,10 +70,7 @@ def find_images(
 ) -> list[Path]:
     """Return the files that paths, folders (see :func:`list_folder`) and glob patterns stand for, each once.
 
-    Args:
-        inputs: a file and those of a pattern may have any suffix.
-        suffixes, deep: of folders.
-        kind: what a file is called in messages.
+    A file and those of a pattern may have any suffix. ``kind`` is what a file is called in messages.
 
     Raises:
         UserError: for an input that stands for no file.

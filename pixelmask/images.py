@@ -1,4 +1,4 @@
-"""Reading masks from image files of any kind. Pictures are read by :func:`pixelmask.images.read_picture`."""
+"""Reading pictures and masks from image files of any kind."""
 
 import os
 from pathlib import Path

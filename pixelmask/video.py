@@ -36,19 +36,13 @@ class VideoReader:
 
 
 class VideoWriter:
-    """An MP4 file of (H, W, 3) uint8 RGB frames of one size, made with the first.
+    """An MP4 file of (H, W, 3) uint8 RGB frames of one size, made with the first; ``rate`` is in frames a second.
 
     The encoder wants even sizes: an odd last row or column is left out.
     """
 
     def __init__(self, path: Path, rate: float):
-        """
-        Args:
-            path: of the file.
-            rate: frames a second.
-        """
-        self.path = path
-        self.rate = rate
+        self.path, self.rate = path, rate
         self.writer: cv2.VideoWriter | None = None
 
     def __enter__(self) -> "VideoWriter":

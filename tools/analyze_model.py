@@ -16,31 +16,23 @@ edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from rich import box
-from rich.table import Table
 
 from airm.cost import num_parameters, pass_cost
-from measuring import AIRM_CONFIGS, CONFIGS
+from measuring import AIRM_CONFIGS, CONFIGS, PATCHDCT_CONFIGS
 from patchdct.mask_network import mask_branch_cost
-from pixelmask.cli import add_import, console, import_code, positive, run
+from pixelmask.cli import add_import, import_code, positive, print_table, run
 from pixelmask.config import load_cfg
 from pixelmask.files import write_json
 
 DEFAULT_CONFIGS = [
-    str(CONFIGS / f"patchdct/{name}.yaml")
-    for name in (
-        "mask_rcnn_R_50_FPN_1x_coco",
-        "dct_mask_R_50_FPN_1x_coco",
-        "patchdct_R_50_FPN_1x_coco",
-        "patchdct_R_50_FPN_1x_2stage_coco",
-        "patchdct_R_50_FPN_1x_3stage_coco",
-    )
+    *PATCHDCT_CONFIGS,
+    *(str(CONFIGS / f"patchdct/patchdct_R_50_FPN_1x_{stages}stage_coco.yaml") for stages in (2, 3)),
 ]
 
 
@@ -67,39 +59,34 @@ def analyze_airm(config: str, cfg: CfgNode, size: tuple[int, int], tile_sizes: I
     return rows
 
 
-def mask_branch_table(rows: list[dict[str, Any]]) -> Table:
-    table = _table(
-        "Mask branch: multiply-adds for one instance, and parameters",
-        "RoI pooling and element-wise arithmetic are not counted",
-        ("Every class\n(as in the paper)", "Spent here", "Parameters,\nmask branch", "Parameters,\nmodel"),
-    )
+def show_mask_branches(rows: list[dict[str, Any]]) -> None:
+    lines = []
     for row in rows:
         counts = [f"{row[key] / 1e9:.1f} G ({row[key] / 1e6:,.0f} M)" for key in ("every_class", "spent")]
         parameters = [f"{row[key] / 1e6:.1f} M" for key in ("parameters", "model_parameters")]
-        table.add_row(row["config"], *counts, *parameters)
-    return table
-
-
-def airm_table(rows: list[dict[str, Any]]) -> Table:
-    table = _table(
-        f"AIRM: multiply-adds for one image of {rows[0]['width']} x {rows[0]['height']}, and parameters",
-        "Tiles: those encoded at each ratio, of all",
-        ("Input", "Attention", "Encoder,\nrest", "Hyper-\nnetwork", "Query", "Total", "Tiles", "Parameters"),
+        lines.append([row["config"], *counts, *parameters])
+    print_table(
+        "Mask branch: multiply-adds for one instance, and parameters",
+        ("Config", "Every class\n(as in the paper)", "Spent here", "Parameters,\nmask branch", "Parameters,\nmodel"),
+        lines,
+        caption="RoI pooling and element-wise arithmetic are not counted",
     )
+
+
+def show_airm(rows: list[dict[str, Any]]) -> None:
+    lines = []
     for row in rows:
         counts = [f"{row[key] / 1e9:,.1f} G" for key in ("attention", "encoder", "hypernetwork", "query", "total")]
         tiles = " ".join(f"{encoded}/{total}" for encoded, total in row["tiles"])
         how = f"tiles of {row['tile_size']}" if row["tile_size"] else "whole"
-        table.add_row(row["config"], how, *counts, tiles, f"{row['model_parameters'] / 1e6:.2f} M")
-    return table
-
-
-def _table(title: str, caption: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
-    table.add_column("Config", overflow="fold")
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
-    return table
+        lines.append([row["config"], how, *counts, tiles, f"{row['model_parameters'] / 1e6:.2f} M"])
+    counted = ("Attention", "Encoder,\nrest", "Hyper-\nnetwork", "Query", "Total")
+    print_table(
+        f"AIRM: multiply-adds for one image of {rows[0]['width']} x {rows[0]['height']}, and parameters",
+        ("Config", "Input", *counted, "Tiles", "Parameters"),
+        lines,
+        caption="Tiles: those encoded at each ratio, of all",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -114,9 +101,9 @@ def main(args: argparse.Namespace) -> None:
             airm += analyze_airm(config, cfg, tuple(args.size), dict.fromkeys((0, args.tile_size)))
         else:
             mask_branches.append(analyze_mask_branch(config, cfg))
-    for rows, make_table in ((mask_branches, mask_branch_table), (airm, airm_table)):
+    for rows, show in ((mask_branches, show_mask_branches), (airm, show_airm)):
         if rows:
-            console().print(make_table(rows))
+            show(rows)
     if args.json:
         write_json(args.json, mask_branches + airm, indent=2)
 

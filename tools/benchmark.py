@@ -35,20 +35,14 @@ from typing import Any
 import detectron2
 import torch
 import torchvision
-from rich import box
-from rich.table import Table
 from tqdm import tqdm
 
-from measuring import AIRM_CONFIGS, CONFIGS, PARTS, Case, Settings, measure, parts_of
-from pixelmask.cli import add_import, console, import_code, positive, run
+from measuring import AIRM_CONFIGS, PARTS, PATCHDCT_CONFIGS, Case, Settings, measure, parts_of
+from pixelmask.cli import add_import, import_code, positive, print_table, run
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 from pixelmask.files import write_json
 from reproduction.provenance import commit
-
-DEFAULT_CONFIGS = [
-    str(CONFIGS / f"patchdct/{name}_R_50_FPN_1x_coco.yaml") for name in ("mask_rcnn", "dct_mask", "patchdct")
-]
 
 
 def choose_cases(config_files: list[str], args: argparse.Namespace) -> list[Case]:
@@ -102,19 +96,15 @@ def environment(settings: Settings) -> dict[str, Any]:
     }
 
 
-def make_table(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    for name in ("Config", "Part"):
-        table.add_column(name, overflow="fold")
-    tiles = any("tile_size" in row for row in rows)
-    for name in ("Instances", *(["Tile size"] if tiles else []), "Milliseconds", "Images/s", "Peak memory"):
-        table.add_column(name, justify="right")
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    tiles = ["tile_size"] if any("tile_size" in row for row in rows) else []
+    formats = {"milliseconds": "{:,.1f}", "images_per_second": "{:,.3f}", "peak_memory_mb": "{:,.0f} MB"}
+    lines = []
     for row in rows:
-        formats = {"milliseconds": "{:,.1f}", "images_per_second": "{:,.3f}", "peak_memory_mb": "{:,.0f} MB"}
         figures = ["failed"] if "error" in row else [form.format(row[key]) for key, form in formats.items()]
-        tile_size = [str(row.get("tile_size", ""))] if tiles else []
-        table.add_row(row["config"], row["part"], str(row["instances"]), *tile_size, *figures)
-    return table
+        lines.append([str(row.get(key, "")) for key in ("config", "part", "instances", *tiles)] + figures)
+    counts = ["Instances", *(["Tile size"] if tiles else [])]
+    print_table(title, ["Config", "Part", *counts, "Milliseconds", "Images/s", "Peak memory"], lines, left=2)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -122,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
     settings = Settings(**{**given, "size": tuple(args.size), "opts": tuple(args.opts)})
     config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else [])
-    cases = choose_cases(config_files or DEFAULT_CONFIGS, args)
+    cases = choose_cases(config_files or PATCHDCT_CONFIGS, args)
     rows = [measure_apart(case, settings, args.imports) for case in tqdm(cases, unit="row")]
     about = environment(settings)
     if args.json:
@@ -132,7 +122,7 @@ def main(args: argparse.Namespace) -> None:
         f"{about['device_name']}, {about['threads']} threads, torch {about['torch']}, {settings.dtype}, "
         f"batch {settings.batch_size}, {height} x {width} pixels"
     )
-    console().print(make_table(rows, title))
+    show(rows, title)
     failed = [row for row in rows if "error" in row]
     if failed:
         errors = [", ".join(f"{key} {value}" for key, value in row.items()).replace(", error", ":") for row in failed]

@@ -12,15 +12,11 @@ which variant a file holds, whether it is complete, and what becomes of each of 
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from airm.backbone import weights as mit_weights
 from airm.backbone.mix_transformer import MixTransformer
@@ -28,7 +24,7 @@ from patchdct.backbone import swin_weights
 from patchdct.backbone.swin import SwinTransformer
 from pixelmask.checkpoint.files import check_tensors
 from pixelmask.checkpoint.pretrained import RGB, ConversionReport, PretrainedWeights, read_published
-from pixelmask.cli import run
+from pixelmask.cli import print_table, run
 from pixelmask.errors import UserError
 from pixelmask.files import whole_or_not_at_all
 
@@ -79,12 +75,12 @@ def recognise(path: Path) -> tuple[Family, PretrainedWeights]:
     raise UserError(f"{path} holds no Swin or Mix Transformer in a known form")
 
 
-def as_table(report: ConversionReport, every_name: bool) -> Table:
-    title = str(report.weights.variant)
-    table = Table("", "tensors", "" if every_name else "some of them", title=title, box=box.SIMPLE_HEAD)
-    for group, names in report.groups().items():
-        table.add_row(group, str(len(names)), "\n".join(names) if every_name else ", ".join(names[:2]))
-    return table
+def show(report: ConversionReport, every_name: bool) -> None:
+    rows = [
+        (group, "\n".join(names) if every_name else ", ".join(names[:2]), str(len(names)))
+        for group, names in report.groups().items()
+    ]
+    print_table(str(report.weights.variant), ("", "" if every_name else "some of them", "tensors"), rows, left=2)
 
 
 def main(args: argparse.Namespace) -> ConversionReport:
@@ -96,8 +92,7 @@ def main(args: argparse.Namespace) -> ConversionReport:
     with torch.device("meta"):
         own = family.build(weights.variant).state_dict()
     tensors, report = family.fit(weights, own)
-    # A pipe or file has no width of its own
-    Console(width=None if sys.stdout.isatty() else 120).print(as_table(report, args.all))
+    show(report, args.all)
     if report.problem:
         raise UserError(f"{args.input} cannot be used: {report.problem}")
     with whole_or_not_at_all(args.output) as temporary:

@@ -16,7 +16,7 @@ its patches. A file that cannot be read is left out; all of these are named at t
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -87,19 +87,13 @@ class Results:
             write_json(folder / name, content)
 
 
-class Painter:
+class Painter(NamedTuple):
     """From a picture to its instances and the picture that shows them."""
 
-    def __init__(self, predictor: Predictor, class_names: list[str], panel_size: int | None):
-        """
-        Args:
-            predictor: the model.
-            class_names: of its classes.
-            panel_size: longer side of each panel in pixels, to show stages side by side; None for one picture as it is.
-        """
-        self.predictor = predictor
-        self.class_names = class_names
-        self.panel_size = panel_size
+    predictor: Predictor
+    class_names: list[str]
+    panel_size: int | None
+    """Longer side of each panel in pixels, to show stages side by side; None for one picture as it is."""
 
     def __call__(self, image: np.ndarray) -> tuple[Instances, np.ndarray]:
         instances = self.predictor(image)
@@ -132,10 +126,9 @@ def main(args: argparse.Namespace) -> None:
     opts = [*args.opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(args.score_threshold)]
     cfg = load_cfg(args.config_file, [*opts, "MODEL.WEIGHTS", args.weights] if args.weights else opts)
     targets = plan_outputs(find_images(args.input, SUFFIXES, False, "media file"), args.output, args.overwrite)
-    predictor = Predictor(cfg, keep_stages=args.stages)
-    categories = find_categories(cfg)
-    class_names = [category["name"] for category in categories]
-    painter = Painter(predictor, class_names, args.panel_size if args.stages else None)
+    predictor, categories = Predictor(cfg, keep_stages=args.stages), find_categories(cfg)
+    names = [category["name"] for category in categories]
+    painter = Painter(predictor, names, args.panel_size if args.stages else None)
     results, failures = Results(categories), []
     args.output.mkdir(parents=True, exist_ok=True)
     try:

@@ -45,9 +45,8 @@ from airm.figures.model import (
 )
 from airm.figures.runs import category_rows, kernel_size_rows, read_run
 from pixelmask.cli import run
-from pixelmask.drawing import save
+from pixelmask.drawing import save_with_numbers
 from pixelmask.errors import UserError
-from pixelmask.files import write_json
 
 
 def kernel_sizes(args: argparse.Namespace) -> tuple[Figure, Any]:
@@ -94,15 +93,11 @@ def parameters(args: argparse.Namespace) -> tuple[Figure, Any]:
     vectors = predict_parameters(model, watched(), args.max_side)
     points, perplexity = reduce_parameters(vectors, args.perplexity, args.seed)
     names = [entry["category"] for entry in dicts]
-    numbers = {
-        "parameters": vectors.shape[1],
-        "perplexity": perplexity,
-        "seed": args.seed,
-        "points": [
-            {"file": str(entry["file_name"]), "category": entry["category"], "x": x, "y": y}
-            for entry, (x, y) in zip(dicts, points.tolist(), strict=True)
-        ],
-    }
+    placed = [
+        {"file": str(entry["file_name"]), "category": entry["category"], "x": x, "y": y}
+        for entry, (x, y) in zip(dicts, points.tolist(), strict=True)
+    ]
+    numbers = {"parameters": vectors.shape[1], "perplexity": perplexity, "seed": args.seed, "points": placed}
     return draw_parameters(points, names, None if args.dots else thumbnails), numbers
 
 
@@ -124,15 +119,11 @@ def coarse_to_fine(args: argparse.Namespace) -> tuple[Figure, Any]:
         scores = [score_mask(column.mask, truth) for column in columns]
         columns = [c._replace(title=c.title + "\n" + describe(s)) for c, s in zip(columns, scores, strict=True)]
         columns.append(Column("truth\n", truth))
-    numbers = {
-        "image": args.image,
-        "mask": args.mask,
-        "coarse": scores[0],
-        "steps": [
-            {"size": step.size, "tiles": step.tiles, "encoded": step.encoded, **score}
-            for step, score in zip(steps, scores[1:], strict=True)
-        ],
-    }
+    measured = [
+        {"size": step.size, "tiles": step.tiles, "encoded": step.encoded, **score}
+        for step, score in zip(steps, scores[1:], strict=True)
+    ]
+    numbers = {"image": args.image, "mask": args.mask, "coarse": scores[0], "steps": measured}
     zooms = zoom_windows(coarse >= 0.5, steps[-1].mask >= 0.5, args.zoom)
     return draw_steps(sample["image"].permute(1, 2, 0).numpy(), columns, zooms), numbers
 
@@ -144,11 +135,7 @@ def describe(score: dict[str, float | None]) -> str:
 def main(args: argparse.Namespace) -> Any:
     """Draw one figure; return the numbers behind it."""
     figure, numbers = args.draw(args)
-    path = args.output or Path("output/figures") / f"{args.figure}.png"
-    save(figure, path)
-    beside = path.with_suffix(".json")
-    write_json(beside, numbers, indent=2)
-    print(f"Wrote {path} and {beside}")
+    save_with_numbers(figure, args.output or Path("output/figures") / f"{args.figure}.png", numbers)
     return numbers
 
 

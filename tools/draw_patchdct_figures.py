@@ -39,8 +39,7 @@ from patchdct.patches import PatchLabel, classify_patches, split_into_patches
 from patchdct.predictor import Predictor
 from pixelmask.cli import positive, run
 from pixelmask.config import load_cfg
-from pixelmask.drawing import check_suffix, save
-from pixelmask.files import write_json
+from pixelmask.drawing import check_suffix, save_with_numbers
 
 ONE_LARGE, MANY_SMALL = "shapes_val_1_1024px", "shapes_val_100"
 PATCH_SIZES = (4, 8, 16)  # Table 11
@@ -110,10 +109,7 @@ def main(args: argparse.Namespace) -> Any:
     path = args.output or Path("output/figures") / f"patchdct_{args.figure}.jpg"
     check_suffix(path)
     figure, numbers = DRAW[args.figure](args)
-    save(figure, path)
-    beside = path.with_suffix(".json")
-    write_json(beside, {"dataset": args.dataset, "image": args.image, **numbers}, indent=2)
-    print(f"Wrote {path} and {beside}")
+    save_with_numbers(figure, path, {"dataset": args.dataset, "image": args.image, **numbers})
     return numbers
 
 

@@ -63,15 +63,12 @@ def find_part(args: argparse.Namespace, cfg: CfgNode) -> str:
     return part
 
 
-def export_mask(args: argparse.Namespace, model: Any, path: Path) -> float:
-    """Write the mask branch, and return by how much the file's masks differ from the model's."""
-    network = MaskNetwork(model)
-    export_mask_branch(network, args.instances).save(path)
-    return check_mask_branch(ExportedFile(path), network, args.instances) if args.check else 0.0
-
-
-def export_step(args: argparse.Namespace, model: Any, path: Path) -> float:
-    """Write one refinement step, and return by how much the file's masks differ from the model's."""
+def export(part: str, args: argparse.Namespace, model: Any, path: Path) -> float:
+    """Write a part, and return by how much the file's masks differ from the model's."""
+    if part == MASK_BRANCH:
+        network = MaskNetwork(model)
+        export_mask_branch(network, args.instances).save(path)
+        return check_mask_branch(ExportedFile(path), network, args.instances) if args.check else 0.0
     size = None if args.dynamic else (args.height, args.width)
     export_refiner(RefinementStep(model, args.queries), size).save(path)
     return check_refiner(ExportedFile(path), model, size) if args.check else 0.0
@@ -90,7 +87,7 @@ def main(args: argparse.Namespace) -> float:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     unchecked = args.output.with_name(f"{args.output.stem}.unchecked{args.output.suffix}")
     try:
-        difference = (export_step if part == REFINER else export_mask)(args, model, unchecked)
+        difference = export(part, args, model, unchecked)
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{args.output} is not written: its masks would differ from the model's by {difference:.1e}; "
@@ -114,11 +111,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--instances", type=positive, metavar="N", help="mask branch: a fixed number; default: any")
     add("--height", type=positive, metavar="N", help="refiner: of the image, a multiple of 16")
     add("--width", type=positive, metavar="N", help="refiner: likewise")
-    add(
-        "--dynamic",
-        action="store_true",
-        help="images of any size whose sides are multiples of 16, or any number of instances",
-    )
+    dynamic = "images of any size whose sides are multiples of 16, or any number of instances"
+    add("--dynamic", action="store_true", help=dynamic)
     add("--queries", action="store_true", help="refiner: take the positions to ask for, too")
     add("--check", action=argparse.BooleanOptionalAction, default=True, help="compare the file with the model")
     add("--overwrite", action="store_true", help="replace FILE if it exists")

@@ -5,6 +5,7 @@ unmoved, and boxes drawn once, the same for every model, take the place of the b
 noise; so AIRM's answers are computed, and a drawn mask takes their place.
 """
 
+import copy
 import math
 import resource
 import statistics
@@ -27,6 +28,9 @@ from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PATCHDCT_CONFIGS = [
+    str(CONFIGS / f"patchdct/{name}_R_50_FPN_1x_coco.yaml") for name in ("mask_rcnn", "dct_mask", "patchdct")
+]
 # The models of AIRM's Table 4
 AIRM_CONFIGS = [
     str(CONFIGS / f"airm/{name}.yaml") for name in ("sirmf_R_50", "airm_R_50", "sirmf_mit_b1", "airm_mit_b1")
@@ -48,25 +52,15 @@ class Settings:
     repeats: int = 10
     opts: tuple[str, ...] = ()
 
-
-class Workload(NamedTuple):
-    """A model, settings, and the detections of every image; modules do not tell the types of their attributes."""
-
-    model: Any
-    settings: Settings
-    drawn: Instances
-
     def place(self, x: Tensor) -> Tensor:
-        memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        return x.to(self.settings.device, memory_format=memory_format)
+        return x.to(self.device, memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
-    def detections(self) -> list[Instances]:
-        """Fresh copies for a batch, because postprocessing scales boxes in place."""
-        fields = self.drawn.get_fields()
-        return [
-            Instances(self.settings.size, **{name: value.clone() for name, value in fields.items()})
-            for _ in range(self.settings.batch_size)
-        ]
+    def draw_images(self) -> Tensor:
+        return torch.randint(256, (self.batch_size, 3, *self.size), dtype=torch.uint8)
+
+    def batch(self, drawn: Instances) -> list[Instances]:
+        """Copy detections for every image, because postprocessing scales boxes in place."""
+        return [copy.deepcopy(drawn) for _ in range(self.batch_size)]
 
 
 class Case(NamedTuple):
@@ -138,7 +132,7 @@ def prepare(case: Case, settings: Settings) -> Callable[[], Any]:
         name = "predict" if hasattr(head, "predict") else "layers"
         setattr(head, name, torch.compile(getattr(head, name)))
     drawn = draw_instances(case.num_instances, settings.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    return PARTS[case.part](Workload(model, settings, drawn.to(settings.device)))
+    return PARTS[case.part](model, settings, drawn.to(settings.device))
 
 
 def draw_instances(num_instances: int, size: tuple[int, int], num_classes: int) -> Instances:
@@ -154,51 +148,46 @@ def draw_instances(num_instances: int, size: tuple[int, int], num_classes: int) 
     return instances
 
 
-def _prepare_model(workload: Workload) -> Callable[[], Any]:
+def _prepare_model(model: Any, settings: Settings, drawn: Instances) -> Callable[[], Any]:
     # Else most proposals are clipped to the whole image, and non-maximum suppression leaves one
-    deltas = workload.model.proposal_generator.rpn_head.anchor_deltas
+    deltas = model.proposal_generator.rpn_head.anchor_deltas
     nn.init.zeros_(deltas.weight)
     nn.init.zeros_(deltas.bias)
-    forward_box = workload.model.roi_heads._forward_box
+    forward_box = model.roi_heads._forward_box
 
     def forward_box_but_return_drawn(*inputs: Any) -> list[Instances]:
         forward_box(*inputs)
-        return workload.detections()
+        return settings.batch(drawn)
 
-    workload.model.roi_heads._forward_box = forward_box_but_return_drawn
-    height, width = workload.settings.size
-    images = torch.randint(256, (workload.settings.batch_size, 3, height, width), dtype=torch.uint8)
-    inputs = [{"image": image, "height": height, "width": width} for image in images]
-    return lambda: workload.model(inputs)
+    model.roi_heads._forward_box = forward_box_but_return_drawn
+    height, width = settings.size
+    inputs = [{"image": image, "height": height, "width": width} for image in settings.draw_images()]
+    return lambda: model(inputs)
 
 
-def _prepare_branch(workload: Workload) -> Callable[[], Any]:
-    model, settings = workload.model, workload.settings
+def _prepare_branch(model: Any, settings: Settings, drawn: Instances) -> Callable[[], Any]:
     divisor = max(model.backbone.size_divisibility, 1)
     padded = [math.ceil(side / divisor) * divisor for side in settings.size]
     features = {}
     for name, shape in model.backbone.output_shape().items():
         size = [math.ceil(side / shape.stride) for side in padded]
-        features[name] = workload.place(torch.randn(settings.batch_size, shape.channels, *size))
-    return lambda: model.roi_heads.forward_with_given_boxes(features, workload.detections())
+        features[name] = settings.place(torch.randn(settings.batch_size, shape.channels, *size))
+    return lambda: model.roi_heads.forward_with_given_boxes(features, settings.batch(drawn))
 
 
-def _prepare_head(workload: Workload) -> Callable[[], Any]:
-    network = MaskNetwork(workload.model)
-    num_instances = len(workload.drawn) * workload.settings.batch_size
-    classes, *features = network.example_inputs(num_instances)
-    inputs = [classes.to(workload.settings.device), *map(workload.place, features)]
+def _prepare_head(model: Any, settings: Settings, drawn: Instances) -> Callable[[], Any]:
+    network = MaskNetwork(model)
+    classes, *features = network.example_inputs(len(drawn) * settings.batch_size)
+    inputs = [classes.to(settings.device), *map(settings.place, features)]
     return lambda: network(*inputs)
 
 
-def _prepare_refine(workload: Workload) -> Callable[[], Any]:
-    size = workload.settings.size
-    images = torch.randint(256, (workload.settings.batch_size, 3, *size), dtype=torch.uint8)
-    mask = draw_mask(*size).to(workload.settings.device)
-    return lambda: [DrawnMaskPass.of(workload.model, image).refine(mask) for image in images]
+def _prepare_refine(model: Any, settings: Settings, _: Instances) -> Callable[[], Any]:
+    images, mask = settings.draw_images(), draw_mask(*settings.size).to(settings.device)
+    return lambda: [DrawnMaskPass.of(model, image).refine(mask) for image in images]
 
 
-# What each makes of a workload is described in tools/benchmark.py
+# What each measures is described in tools/benchmark.py
 PARTS = {"model": _prepare_model, "branch": _prepare_branch, "head": _prepare_head, "refine": _prepare_refine}
 
 

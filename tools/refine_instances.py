@@ -31,8 +31,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from rich import box as box_styles
-from rich.table import Table
 from tqdm import tqdm
 
 from airm import Refiner
@@ -43,7 +41,7 @@ from airm.instances.progress import Progress, in_order
 from airm.instances.work import InstanceImage, Work
 from patchdct.data.prepare import find_categories
 from patchdct.predictor import Predictor
-from pixelmask.cli import add_import, console, import_code, run
+from pixelmask.cli import add_import, import_code, print_table, run
 from pixelmask.config import load_cfg
 from pixelmask.data.coco_file import CocoFile
 from pixelmask.errors import UserError
@@ -61,36 +59,34 @@ DECISIVE = (
 
 Results: TypeAlias = list[dict[str, Any]]
 FindMasks: TypeAlias = Callable[[InstanceImage, np.ndarray], Results]
+Detector: TypeAlias = tuple[list[dict[str, Any]], FindMasks]
+"""The categories of its results, and what makes these of an image."""
 
 
-class Detector:
-    """From an image to COCO results."""
+def load_detector(config_file: str, weights: str | None, opts: Sequence[str], truth: CocoFile | None) -> Detector:
+    """Load a model, whose classes are the categories of ``truth`` if that is given, in the order of their ids.
 
-    def __init__(self, config_file: str, weights: str | None, opts: Sequence[str], truth: CocoFile | None):
-        """
-        Args:
-            config_file, weights, opts: of the model, see :func:`~pixelmask.config.load_cfg`.
-            truth: its categories are the model's classes, in the order of their ids.
-
-        Raises:
-            UserError: as :class:`~patchdct.predictor.Predictor`, or if the model has another number of classes.
-        """
-        cfg = load_cfg(config_file, [*opts, "MODEL.WEIGHTS", weights] if weights else opts)
-        self.predictor = Predictor(cfg)
-        if truth is None:
-            self.categories = find_categories(cfg)
-            return
+    Raises:
+        UserError: as :class:`~patchdct.predictor.Predictor`, or if the model has another number of classes.
+    """
+    cfg = load_cfg(config_file, [*opts, "MODEL.WEIGHTS", weights] if weights else opts)
+    predictor = Predictor(cfg)
+    if truth is None:
+        categories = find_categories(cfg)
+    else:
         names = {category["id"]: category["name"] for category in truth.content.get("categories", ())}
-        self.categories = [{"id": category_id, "name": names[category_id]} for category_id in truth.category_ids]
-        if len(self.categories) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        categories = [{"id": category_id, "name": names[category_id]} for category_id in truth.category_ids]
+        if len(categories) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UserError(
-                f"{truth.path} has {len(self.categories)} categories, but the model of {config_file} has "
+                f"{truth.path} has {len(categories)} categories, but the model of {config_file} has "
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes; give annotations with the categories it was trained on"
             )
 
-    def __call__(self, image: InstanceImage, pixels: np.ndarray) -> Results:
-        results = instances_to_coco_json(self.predictor(pixels), image.id)
-        return [{**result, "category_id": self.categories[result["category_id"]]["id"]} for result in results]
+    def detect(image: InstanceImage, pixels: np.ndarray) -> Results:
+        results = instances_to_coco_json(predictor(pixels), image.id)
+        return [{**result, "category_id": categories[result["category_id"]]["id"]} for result in results]
+
+    return categories, detect
 
 
 def find_detector_config(weights: str | None) -> str:
@@ -157,16 +153,14 @@ def refine_all(
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    table = Table(title=f"IoU and mBA of {evaluation['pairs']} matched pairs", box=box_styles.SIMPLE_HEAD)
-    table.add_column("masks")
-    for name in ("AP", "AP50", "AP75", "Boundary AP", "IoU", "mBA"):
-        table.add_column(name, justify="right")
+    rows = []
     for which in ("before", "after"):
         found = evaluation[which]
         values = [found["segm"][key] for key in ("AP", "AP50", "AP75")] + [found["boundary"]["AP"]]
         values += [found["IoU"], found["mBA"]]
-        table.add_row(which, *("-" if value is None or value != value else f"{value:.2f}" for value in values))
-    console().print(table)
+        rows.append([which, *("-" if value is None or value != value else f"{value:.2f}" for value in values)])
+    title = f"IoU and mBA of {evaluation['pairs']} matched pairs"
+    print_table(title, ("masks", "AP", "AP50", "AP75", "Boundary AP", "IoU", "mBA"), rows)
 
 
 def evaluate(work: Work, coarse: Results, refined: Results) -> dict[str, Any] | None:
@@ -194,11 +188,11 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     work = Work.of(args.images, args.results, args.annotations)
     refiner = Refiner(args.refiner, args.device, None, args.tile_size, args.max_memory, args.min_confidence)
     instances = InstanceRefiner(refiner, args.margin, args.batch_size)
-    categories, find_masks = [], masks_by_image(work.results or [])
     if work.results is None:
-        config_file = args.config_file or find_detector_config(args.weights)
-        detector = Detector(config_file, args.weights, ["MODEL.DEVICE", args.device, *args.opts], work.truth)
-        categories, find_masks = detector.categories, detector
+        config_file, opts = args.config_file or find_detector_config(args.weights), ["MODEL.DEVICE", args.device]
+        categories, find_masks = load_detector(config_file, args.weights, [*opts, *args.opts], work.truth)
+    else:
+        categories, find_masks = [], masks_by_image(work.results)
     args.output.mkdir(parents=True, exist_ok=True)
     with Progress(args.output / "progress.jsonl", describe(args), args.resume) as progress:
         faults = refine_all(work.images, find_masks, instances, progress, args)

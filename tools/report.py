@@ -30,16 +30,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--output {args.output} is a folder; name a file in it, as report.html")
     if args.output.exists() and not args.overwrite:
         raise UserError(f"{args.output} exists; choose another --output, or add --overwrite")
-    path = write_report(
-        args.runs,
-        args.output,
-        names=args.names,
-        data_set=args.data_set,
-        max_images=args.max_images,
-        image_size=args.image_size,
-        min_score=args.min_score,
-        patch_labels=args.patch_labels,
-    )
+    names = ("names", "data_set", "max_images", "image_size", "min_score", "patch_labels")
+    path = write_report(args.runs, args.output, **{name: getattr(args, name) for name in names})
     print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

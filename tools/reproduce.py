@@ -19,14 +19,10 @@ import logging
 import sys
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
-from pixelmask.cli import console, positive, run
+from pixelmask.cli import console, positive, print_table, run
 from pixelmask.errors import UserError
 from reproduction import quick
-from reproduction.rendering import FORMATS, render
-from reproduction.results import overview, results_of
+from reproduction.results import FORMATS, overview, render, results_of
 from reproduction.session import OUTPUT, PARTS, Session
 from reproduction.tables import Tables, load_tables
 from reproduction.zoo import MODEL_ZOO, OBTAINED, collect, model_zoo, read_obtained
@@ -45,17 +41,13 @@ def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> Non
         rows = [line for line in lines if line["table"] == name]
         ours = [row["needs"] for row in rows if row["config"]]
         shared = [need for need in ours[0] if all(need in needs for needs in ours)]
-        table = Table(title=f"needs {', '.join(shared)}", box=box.SIMPLE_HEAD, title_justify="left")
-        for column in ("row", "", "config", "needs also"):
-            table.add_column(column, overflow="fold")
-        table.add_column("GPU hours", justify="right")
-        table.add_column("state")
+        texts = []
         for row in rows:
             hours = "" if row["gpu_hours"] is None else f"{row['gpu_hours']:.0f}"
             needs = ", ".join(need for need in row["needs"] if need not in shared)
-            table.add_row(row["row"], row["labels"], row["config"] or "", needs, hours, row["state"])
-        out.print(f"[bold]{name}[/]  {tables.table(name).heading}")
-        out.print(table)
+            texts.append([row["row"], row["labels"], row["config"] or "", needs, row["state"], hours])
+        out.print(f"[bold]{name}[/]  {tables.table(name).heading}\n[italic]needs {', '.join(shared)}[/]")
+        print_table("", ("row", "", "config", "needs also", "state", "GPU hours"), texts, left=5, width=160)
     # Rows that share a config share its run
     trainings = {line["config"]: line["gpu_hours"] for line in lines if line["gpu_hours"]}
     if trainings:
@@ -101,14 +93,8 @@ def write_zoo(args: argparse.Namespace, tables: Tables, session: Session) -> Non
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("patchdct.config").setLevel(logging.ERROR)  # would say for every row that there is no CUDA device
-    session = Session(
-        args.output,
-        args.quick,
-        overrides=getattr(args, "overrides", ()),
-        iterations=getattr(args, "iterations", None),
-        num_gpus=getattr(args, "num_gpus", 1),
-    )
-    args.do(args, load_tables(), session)
+    options = {name: getattr(args, name) for name in ("overrides", "iterations", "num_gpus") if name in args}
+    args.do(args, load_tables(), Session(args.output, args.quick, **options))
 
 
 def argument_parser() -> argparse.ArgumentParser:

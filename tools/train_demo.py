@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -43,12 +43,8 @@ SEED = 2026  # of the large image; training and validation have others
 TRY = f"{sys.executable} tools"
 
 
-class Outcome(NamedTuple):
-    """What came out of a demo: its last step, the figures, and commands to try next."""
-
-    step: str
-    figures: str
-    commands: list[str]
+Outcome: TypeAlias = tuple[str, str, list[str]]
+"""What came out of a demo: its last step, the figures, and commands to try next."""
 
 
 def detect(args: argparse.Namespace, config: Path, weights: Path, folder: Path) -> Outcome:
@@ -70,7 +66,7 @@ def detect(args: argparse.Namespace, config: Path, weights: Path, folder: Path) 
         f"{TRY}/train_net.py --config-file configs/patchdct/shapes/dct_mask_shapes.yaml",
         f"{sys.executable} -m pixelmask.doctor",
     ]
-    return Outcome("drawn", f": {scores} on {name}.", commands)
+    return "drawn", f": {scores} on {name}.", commands
 
 
 def refine(args: argparse.Namespace, config: Path, weights: Path, folder: Path) -> Outcome:
@@ -98,46 +94,33 @@ def refine(args: argparse.Namespace, config: Path, weights: Path, folder: Path) 
     figures = (
         f", of which {width} x {height} pixels took {seconds:.0f} s:\n\n  before      {before}\n  after       {after}"
     )
-    return Outcome("refined", figures, commands)
+    return "refined", figures, commands
 
 
-class Demo(NamedTuple):
-    """A demo: the config to train, what is done with the model, and the options of its report."""
-
-    config: Path
-    show: Callable[[argparse.Namespace, Path, Path, Path], Outcome]
-    output: Path
-    report: dict[str, Any]
-
-
-DEMOS = {
-    "patchdct": Demo(
-        Path("configs/patchdct/shapes/patchdct_shapes.yaml"),
-        detect,
-        Path("output/demo"),
-        {"max_images": 24, "patch_labels": True},
-    ),
-    "airm": Demo(Path("configs/airm/small/airm_synthetic.yaml"), refine, Path("output/demo_airm"), {}),
+# Of each demo the config, what is done with the trained model, the folder, and the options of the report
+DEMOS: dict[str, tuple[str, Callable[..., Outcome], str, dict[str, Any]]] = {
+    "patchdct": ("patchdct/shapes/patchdct_shapes", detect, "output/demo", {"max_images": 24, "patch_labels": True}),
+    "airm": ("airm/small/airm_synthetic", refine, "output/demo_airm", {}),
 }
 
 
 def main(args: argparse.Namespace) -> None:
-    demo, start = DEMOS[args.model], time.time()
-    output = args.output or demo.output
+    start = time.time()
+    name, show, folder, options = DEMOS[args.model]
+    config, output = Path(f"configs/{name}.yaml"), args.output or Path(folder)
     # In a process of its own, as a user would
-    command = [sys.executable, "tools/train_net.py", "--config-file", str(demo.config), *SHOWN, *args.overrides]
+    command = [sys.executable, "tools/train_net.py", "--config-file", str(config), *SHOWN, *args.overrides]
     status = subprocess.run([*command, "OUTPUT_DIR", str(output)]).returncode
     if status:
         raise SystemExit(status)
     weights, pictures = output / "model_final.pth", output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    outcome = demo.show(args, demo.config, weights, pictures)
-    report = write_report([output], output / "report.html", **demo.report)
-    minutes = (time.time() - start) / 60
-    commands = "\n  ".join(outcome.commands)
+    step, figures, commands = show(args, config, weights, pictures)
+    report = write_report([output], output / "report.html", **options)
+    minutes, lines = (time.time() - start) / 60, "\n  ".join(commands)
     print(
         f"""
-Trained, evaluated and {outcome.step} in {minutes:.1f} minutes{outcome.figures}
+Trained, evaluated and {step} in {minutes:.1f} minutes{figures}
 
   report      {report} (for a browser: tables, curves, and masks to sort and zoom)
   pictures    {pictures}
@@ -145,7 +128,7 @@ Trained, evaluated and {outcome.step} in {minutes:.1f} minutes{outcome.figures}
   checkpoint  {weights}
 
 To try next:
-  {commands}"""
+  {lines}"""
     )
 
 

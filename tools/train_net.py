@@ -28,13 +28,10 @@ from pixelmask.config import load_cfg
 from pixelmask.engine import BaseTrainer, launch
 from pixelmask.errors import UserError
 
-# By MODEL.META_ARCHITECTURE; all others are detectors
-TRAINERS: dict[str, type[BaseTrainer]] = {"AIRM": RefinementTrainer}
-
 
 def trainer_of(cfg: CfgNode) -> type[BaseTrainer]:
     """Return the trainer of a config's kind of model."""
-    return TRAINERS.get(cfg.MODEL.META_ARCHITECTURE, Trainer)
+    return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -75,14 +72,8 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
 def argument_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=__doc__)
     add_import(parser)
-    parser.add_argument(
-        "--dataset",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register a data set in COCO format; may be given several times",
-    )
+    names, about = ("NAME", "JSON", "IMAGES"), "register a data set in COCO format; may be given several times"
+    parser.add_argument("--dataset", nargs=3, action="append", default=[], metavar=names, help=about)
     return parser
 
 

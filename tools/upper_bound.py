@@ -19,7 +19,6 @@ foreground, background and mixed, for all objects in their true boxes; the numbe
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from matplotlib.figure import Figure
 from pycocotools import mask as mask_util
-from rich import box as box_styles
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from patchdct.evaluation.upper_bound import boxes_of, cut_out, objects_of, upper_bounds
 from patchdct.figures.patch_histograms import PatchHistograms
-from pixelmask.cli import run
+from pixelmask.cli import print_table, run
 from pixelmask.data.coco_file import CocoFile, read_coco, read_results
 from pixelmask.errors import UserError
 from pixelmask.files import read_json, write_json
@@ -109,15 +105,9 @@ def check_outputs(args: argparse.Namespace) -> None:
         raise UserError(f"--json {args.json} is where --histograms writes its numbers; choose another name")
 
 
-def print_table(rows: list[dict[str, Any]], title: str) -> None:
-    table = Table(title=title, box=box_styles.SIMPLE_HEAD)
-    for column in ("Resolution", "Patch size", "Dim.", "AP", "AP_B"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        sides = [f"{row[key]} x {row[key]}" for key in ("resolution", "patch_size")]
-        table.add_row(*sides, str(row["dim"]), f"{row['AP']:.2f}", f"{row['AP_B']:.2f}")
-    # A pipe or file has no width of its own
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+def cells(row: dict[str, Any]) -> list[str]:
+    sides = [f"{row[key]} x {row[key]}" for key in ("resolution", "patch_size")]
+    return [*sides, str(row["dim"]), f"{row['AP']:.2f}", f"{row['AP_B']:.2f}"]
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -129,7 +119,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         counts = ", ".join(f"{count:,} {label}" for label, count in histograms.patches().items())
         print(f"Patches of {histograms.num_masks:,} masks: {counts}; {args.histograms}")
     rows = list(upper_bounds(name, records, results))
-    print_table(rows, f"Upper bound of AP, {'matched detections' if args.detections else 'ground-truth boxes'}")
+    title = f"Upper bound of AP, {'matched detections' if args.detections else 'ground-truth boxes'}"
+    print_table(title, ("Resolution", "Patch size", "Dim.", "AP", "AP_B"), map(cells, rows), left=0)
     if args.json:
         write_json(args.json, rows, indent=2)
     return rows

@@ -105,8 +105,6 @@ def draw_part(
     part = image[window]
     size, _ = fit(part, side)
     part = resize(part, size, cv2.INTER_CUBIC)
-    return (
-        part
-        if mask is None
-        else draw_masks(to_grey(part), resize(mask[window], size)[None], colours=[colour], opacity=0.45)
-    )
+    if mask is None:
+        return part
+    return draw_masks(to_grey(part), resize(mask[window], size)[None], colours=[colour], opacity=0.45)

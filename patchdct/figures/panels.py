@@ -1,6 +1,8 @@
 """Panels of a picture side by side: truth, stages and patch labels."""
 
+import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -24,7 +26,10 @@ from pixelmask.drawing import (
     to_grey,
     write_title,
 )
+from pixelmask.engine.compat import replaced
 from pixelmask.engine.pictures import SCORE_THRESHOLD, Mapper
+from pixelmask.evaluation.boundary import mask_iou
+from pixelmask.evaluation.matching import match
 from pixelmask.images import read_picture
 
 from ..mask_head import RefinementHead
@@ -144,17 +149,10 @@ def _resize_masks(masks: Array, size: tuple[int, int]) -> np.ndarray:
 def _matching_colours(truth: np.ndarray | None, predicted: np.ndarray) -> list[Colour]:
     """Give each prediction, best first, the colour of the free true instance that it overlaps most, or a new one."""
     truth = predicted[:0] if truth is None else truth
-    count, free, colours = len(truth), set(range(len(truth))), []
-    for mask in predicted:
-        overlaps = {i: (mask & truth[i]).sum() / max(1, (mask | truth[i]).sum()) for i in free}
-        best = max(overlaps, key=lambda i: overlaps[i], default=None)
-        if best is not None and overlaps[best] > 0.1:
-            free.remove(best)
-            colours.append(instance_colour(best))
-        else:
-            colours.append(instance_colour(count))
-            count += 1
-    return colours
+    overlaps = np.array([[mask_iou(mask, other) for other in truth] for mask in predicted])
+    new = itertools.count(len(truth))
+    found = match(overlaps.reshape(len(predicted), len(truth)), threshold=0.1)
+    return [instance_colour(next(new) if index is None else index) for index in found]
 
 
 def _titled(panel: np.ndarray, title: str) -> np.ndarray:
@@ -182,13 +180,8 @@ def draw_instances(model: torch.nn.Module, record: dict[str, Any], mapper: Mappe
     image = read_picture(record["file_name"])
     truth = annotations_to_instances(record.get("annotations", []), image.shape[:2], "bitmask")
     head = getattr(getattr(model, "roi_heads", None), "mask_head", None)
-    if isinstance(head, RefinementHead):
-        head.keep_stages = True
-    try:
+    with replaced(head, "keep_stages", True) if isinstance(head, RefinementHead) else nullcontext():
         instances = model([mapper(record)])[0]["instances"]
-    finally:
-        if isinstance(head, RefinementHead):
-            head.keep_stages = False
     return compare_panels(
         image,
         truth.gt_masks.tensor.numpy() if truth.has("gt_masks") else None,

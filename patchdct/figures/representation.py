@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from pixelmask.evaluation.boundary import boundary_iou
+from pixelmask.evaluation.boundary import boundary_iou, mask_iou
 
 from ..dct import DCTMaskCodec
 from ..evaluation.upper_bound import reconstruct
@@ -49,10 +49,5 @@ def reconstructions(mask: Tensor) -> list[list[Reconstruction]]:
 def _reconstruct(mask: Tensor, patch_size: int, dim: int, elements: int) -> Reconstruction:
     truth = mask.numpy()
     result = reconstruct(mask[None], DCTMaskCodec(patch_size, dim))[0].numpy() >= 0.5
-    return Reconstruction(patch_size, dim, elements, result, mask_iou(truth, result), boundary_iou(truth, result))
-
-
-def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Overlap of two boolean masks; 1 if both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
+    iou = mask_iou(truth, result, if_empty=1.0)
+    return Reconstruction(patch_size, dim, elements, result, iou, boundary_iou(truth, result))

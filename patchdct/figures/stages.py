@@ -11,11 +11,11 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Instances
 
 from pixelmask.drawing import Window, instance_colour, to_grey
+from pixelmask.evaluation.boundary import mask_iou
 
 from .drawing import Panel, draw_part
 from .objects import TrueObjects
 from .panels import tint_patch_labels
-from .representation import mask_iou
 
 
 def stage_columns(image: np.ndarray, detections: Instances, with_labels: bool = False) -> dict[str, np.ndarray]:
@@ -69,7 +69,7 @@ def object_rows(
             elif values.ndim == 4:
                 row.append(Panel(draw_part(values[place], window), title))
             else:
-                iou = mask_iou(values[place][window], mask[window])
+                iou = mask_iou(values[place][window], mask[window], if_empty=1.0)
                 picture = draw_part(truth.image, window, values[place], colour)
                 row.append(Panel(picture, title, f"IoU {100 * iou:.1f}"))
                 ious[title] = iou

@@ -1,6 +1,5 @@
 """Detectron2's trainer with this project's data checks, checkpoints and evaluation."""
 
-import json
 import logging
 import weakref
 from pathlib import Path
@@ -15,6 +14,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer
 from ..errors import UserError
+from ..files import write_json
 from .compat import StatefulTrainer, replaced
 from .optimizer import build_optimizer
 from .pictures import Mapper, PredictionPictures
@@ -120,7 +120,7 @@ class BaseTrainer(StatefulTrainer):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "evaluation.json"
-            path.write_text(json.dumps(results, indent=2) + "\n")
+            write_json(path, results, indent=2)
             logger.info("Wrote the metrics to %s", path)
         return results
 

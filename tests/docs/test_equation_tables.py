@@ -68,7 +68,7 @@ def test_what_is_wrong_is_found():
         ("y", "`d.py`", "`e`"),
     ]
     find("patchdct/dct.py", "DCTMaskCodec.encode")
-    find("tools/upper_bound.py", "print_table")
+    find("tools/upper_bound.py", "load_truth")
     with pytest.raises(AttributeError):
         find("patchdct/dct.py", "DCTMaskCodec.compress")
     with pytest.raises(AssertionError, match="no file patchdct/gone"):

@@ -26,10 +26,10 @@ from patchdct.figures import (
     stage_columns,
 )
 from patchdct.figures.drawing import colour_errors, draw_panels, draw_part, draw_representation, tint_grid
-from patchdct.figures.representation import mask_iou
 from pixelmask.config import get_cfg, load_cfg
 from pixelmask.drawing import save
 from pixelmask.errors import UserError
+from pixelmask.evaluation.boundary import mask_iou
 
 PAGE = Path("docs/patchdct.md")
 RED, BLUE, LIGHT = (255, 70, 50), (40, 120, 255), (235, 235, 235)
@@ -84,7 +84,7 @@ def test_errors_have_their_colours():
     mask, truth = (np.array([row], bool) for row in ([1, 1, 0, 0], [1, 0, 1, 0]))
     assert [tuple(c) for c in colour_errors(mask, truth)[0].tolist()] == [LIGHT, RED, BLUE, (40, 42, 48)]
     assert mask_iou(mask, truth) == pytest.approx(1 / 3)
-    assert mask_iou(np.zeros((1, 1), bool), np.zeros((1, 1), bool)) == 1
+    assert mask_iou(np.zeros((1, 1), bool), np.zeros((1, 1), bool), if_empty=1.0) == 1
 
 
 # ---------------------------------------------------------------- patches

@@ -29,7 +29,7 @@ def rows(tool, tmp_path_factory):
 
 
 def test_table_shows_the_figures_of_the_paper(tool, rows, capsys):
-    tool.console().print(tool.mask_branch_table(list(rows.values())))
+    tool.show_mask_branches(list(rows.values()))
     text = capsys.readouterr().out
     assert "as in the paper" in text and "Spent here" in text
     for name, count in (("patchdct", "5.1 G"), ("patchdct_2stage", "9.6 G"), ("patchdct_3stage", "14.1 G")):

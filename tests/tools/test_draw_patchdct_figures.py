@@ -10,8 +10,8 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from patchdct.figures import load_objects
-from patchdct.figures.representation import mask_iou
 from pixelmask.cli import run
+from pixelmask.evaluation.boundary import mask_iou
 from tests.support.checkpoints import save_model
 from tests.support.models import load_tool, tiny_cfg
 

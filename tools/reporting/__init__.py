@@ -1,5 +1,5 @@
 """Finished evaluations as one HTML page that needs neither a server nor the net."""
 
-from .assembling import write_report
+from .page import write_report
 
 __all__ = ["write_report"]

@@ -5,7 +5,7 @@ A *layer* is a list of masks that are shown together: "truth", "coarse", "run0",
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from pycocotools import mask as mask_util
 
 from pixelmask.drawing import Window, find_largest_change, fit, resize
 from pixelmask.images import read_picture
+from pixelmask.rle import decode
 
 WEBP_QUALITY = 78
 
@@ -37,7 +38,7 @@ class LayerMask:
 class PatchGrid:
     """The P x P patch labels (:class:`~patchdct.patches.PatchLabel`) of a detection, in its xyxy box in pixels."""
 
-    box: tuple[float, float, float, float]
+    box: Sequence[float]
     labels: np.ndarray
 
 
@@ -80,11 +81,10 @@ class Picture:
         image = read_picture(self.file)
         height, width = image.shape[:2]
         scale = min(1.0, size / max(height, width))
+        reduced = "" if scale == 1 else f" reduced to {scale:.0%}"
         whole = slice(0, height), slice(0, width)
-        if scale == 1:
-            return [self._view(image, whole, 1.0, f"whole image, {width} x {height} pixels")]
-        views = [self._view(image, whole, scale, f"whole image, {width} x {height} pixels reduced to {scale:.0%}")]
-        window = find_largest_change(self._difference(height, width))
+        views = [self._view(image, whole, scale, f"whole image, {width} x {height} pixels{reduced}")]
+        window = find_largest_change(self._difference(height, width)) if reduced else None
         if window is not None:
             part = f"largest difference, from pixel {window[1].start}, {window[0].start}, not reduced"
             views.append(self._view(image, window, 1.0, part))
@@ -99,7 +99,7 @@ class Picture:
     def _view(self, image: np.ndarray, window: Window, scale: float, label: str) -> dict[str, Any]:
         part = image[window]
         size, _ = fit(part, round(max(part.shape[:2]) * scale), 1.0)
-        left, top = window[1].start, window[0].start
+        origin = np.array([window[1].start, window[0].start] * 2)
         return {
             "label": label,
             "width": size[0],
@@ -112,9 +112,7 @@ class Picture:
             "patches": {
                 key: [
                     {
-                        "box": [
-                            round((v - o) * scale, 2) for v, o in zip(grid.box, (left, top, left, top), strict=True)
-                        ],
+                        "box": ((np.array(grid.box) - origin) * scale).round(2).tolist(),
                         "side": len(grid.labels),
                         "labels": "".join(str(int(label)) for label in grid.labels.ravel()),
                     }
@@ -154,8 +152,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any] | None:
 
 
 def _encode_part(mask: LayerMask, window: Window, size: tuple[int, int]) -> dict[str, Any] | None:
-    pixels = mask_util.decode(mask.rle).astype(bool)[window]
-    encoded = encode_mask(np.ascontiguousarray(resize(pixels, size)))
+    encoded = encode_mask(np.ascontiguousarray(resize(decode(mask.rle)[window], size)))
     if encoded is None:
         return None
     score = None if mask.score is None else round(mask.score, 4)
@@ -164,6 +161,4 @@ def _encode_part(mask: LayerMask, window: Window, size: tuple[int, int]) -> dict
 
 def _union(masks: Iterable[LayerMask], height: int, width: int) -> np.ndarray:
     rles = [mask.rle for mask in masks]
-    if not rles:
-        return np.zeros((height, width), bool)
-    return mask_util.decode(mask_util.merge(rles)).astype(bool)
+    return decode(mask_util.merge(rles)) if rles else np.zeros((height, width), bool)

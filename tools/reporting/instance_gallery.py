@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
@@ -19,6 +18,7 @@ from patchdct.predictor import Predictor
 from pixelmask.errors import UserError
 from pixelmask.evaluation.boundary import DILATION_RATIO
 from pixelmask.images import read_picture
+from pixelmask.rle import to_rle
 
 from .gallery import PatchGrid, Picture
 from .matching import Instance, compare
@@ -39,11 +39,10 @@ class InstanceGallery:
     measures = {"score": "score", "boundary_iou": "Boundary IoU"}
 
     def __init__(self, runs: Sequence[ReportedRun], data_set: str, min_score: float = 0.5, patch_labels: bool = False):
-        """
-        Args:
-            runs: of instance segmentation, evaluated on ``data_set``.
-            min_score: detections below it are left out, as are those with empty masks.
-            patch_labels: whether to run the models of PatchDCT for the labels of patches.
+        """Take runs of instance segmentation that were evaluated on ``data_set``.
+
+        Detections below ``min_score`` are left out, as are those with empty masks. ``patch_labels`` asks for the models
+        of PatchDCT to be run for the labels of patches.
 
         Raises:
             UserError: if the data set cannot be used, a run's detections have no masks, or a model is needed and there
@@ -82,12 +81,11 @@ class InstanceGallery:
                     results = instances_to_coco_json(predicted, record["image_id"])
                     found = [_instance(result, result["category_id"]) for result in results]
                 if self.with_patches[i]:
-                    patches[f"run{i}"] = list(_patch_grids(predicted))
+                    patches[f"run{i}"] = _patch_grids(predicted)
             kept = [d for d in found if d.score is not None and d.score >= self.min_score and mask_util.area(d.rle)]
             detections.append(sorted(kept, key=lambda d: -(d.score or 0)))
-        truth = list(_truth(record))
         name = record["file_name"]
-        picture = compare(name.rpartition("/")[2], name, truth, detections, self.dilation_ratio)
+        picture = compare(name.rpartition("/")[2], name, list(_truth(record)), detections, self.dilation_ratio)
         picture.patches.update(patches)
         return picture
 
@@ -136,12 +134,9 @@ def _truth(record: dict[str, Any]) -> Iterator[Instance]:
         segmentation = annotation.get("segmentation")
         if not segmentation or annotation.get("iscrowd", 0):
             continue
-        if isinstance(segmentation, list):
-            segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, record["height"], record["width"]))
-        yield Instance(segmentation, annotation["category_id"])
+        yield Instance(to_rle(segmentation, record["height"], record["width"]), annotation["category_id"])
 
 
-def _patch_grids(instances: Instances) -> Iterator[PatchGrid]:
-    boxes: torch.Tensor = instances.pred_boxes.tensor
-    for box, labels in zip(boxes.tolist(), instances.pred_patch_labels.numpy(), strict=True):
-        yield PatchGrid((box[0], box[1], box[2], box[3]), labels)
+def _patch_grids(instances: Instances) -> list[PatchGrid]:
+    pairs = zip(instances.pred_boxes.tensor.tolist(), instances.pred_patch_labels.numpy(), strict=True)
+    return [PatchGrid(box, labels) for box, labels in pairs]

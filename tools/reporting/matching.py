@@ -50,10 +50,6 @@ class FoundObject:
     detections: list[Instance | None]
 
     @property
-    def label(self) -> int:
-        return self.shape.label
-
-    @property
     def shape(self) -> Instance:
         """The true object, or else the first run's detection."""
         return next(instance for instance in (self.truth, *self.detections) if instance is not None)
@@ -103,7 +99,7 @@ def compare(
     missed one counts as 0. The disagreement of two runs is the mean of the objects that either has found, 0 if none.
     """
     objects = find_objects(truth, runs)
-    pairs = list(itertools.combinations(range(len(runs)), 2))
+    pairs = {f"{i}-{j}": (i, j) for i, j in itertools.combinations(range(len(runs)), 2)}
     layers: dict[str, list[LayerMask]] = {"truth": [], **{f"run{i}": [] for i in range(len(runs))}}
     entries: list[dict[str, Any]] = []
     for number, found in enumerate(objects):
@@ -112,13 +108,13 @@ def compare(
                 layers[key].append(LayerMask(instance.rle, number, instance.label, instance.score))
         entries.append(
             {
-                "label": found.label,
+                "label": found.shape.label,
                 "isTrue": found.truth is not None,
                 "values": {
                     "score": [None if d is None else d.score for d in found.detections],
                     "boundary_iou": found.boundary_ious(dilation_ratio),
                 },
-                "disagreements": {f"{i}-{j}": found.disagreement(i, j) for i, j in pairs},
+                "disagreements": {key: found.disagreement(*pair) for key, pair in pairs.items()},
             }
         )
     values = {
@@ -126,13 +122,9 @@ def compare(
         for key in ("score", "boundary_iou")
     }
     disagreements: dict[str, float | None] = {
-        pair: _mean(e["disagreements"][pair] for e in entries) or 0.0 for pair in _keys(pairs)
+        key: _mean(entry["disagreements"][key] for entry in entries) or 0.0 for key in pairs
     }
     return Picture(name, file, layers, values, disagreements, entries)
-
-
-def _keys(pairs: Sequence[tuple[int, int]]) -> list[str]:
-    return [f"{i}-{j}" for i, j in pairs]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -63,14 +63,11 @@ def _rows(
 ) -> list[tuple[str, list[str]]]:
     rows = [(name, [_figure(metrics.get(key)) for key in keys])]
     printed = [paper.get((group, key), {}) for key in keys]
-    if not any(printed):
-        return rows
-    sources = _unique(table for figures in printed for tables in figures.values() for table in tables)
-    rows.append((f"paper: {_join(sources)}", [" / ".join(figures) for figures in printed]))
-    differences = [
-        _difference(metrics.get(key), next(iter(figures), None)) for key, figures in zip(keys, printed, strict=True)
-    ]
-    rows.append(("difference to the paper's first figure", differences))
+    if any(printed):
+        sources = _unique(table for figures in printed for tables in figures.values() for table in tables)
+        rows.append((f"paper: {_join(sources)}", [" / ".join(figures) for figures in printed]))
+        pairs = [(metrics.get(key), next(iter(figures), None)) for key, figures in zip(keys, printed, strict=True)]
+        rows.append(("difference to the paper's first figure", [_difference(*pair) for pair in pairs]))
     return rows
 
 

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from pycocotools import mask as mask_util
 from torch import nn
 
 from airm.data.dataset_mapper import RefinementDatasetMapper
@@ -20,6 +18,7 @@ from airm.evaluation import binarize
 from airm.evaluation.refinement import MASKS
 from pixelmask.checkpoint.checkpointer import load_trained
 from pixelmask.errors import UserError
+from pixelmask.rle import encode
 
 from .gallery import LayerMask, Picture
 from .matching import Instance, boundary_iou, disagreement
@@ -48,9 +47,7 @@ class RefinementGallery:
     }
 
     def __init__(self, runs: Sequence[ReportedRun], data_set: str):
-        """
-        Args:
-            runs: of refinement, evaluated on ``data_set``.
+        """Take runs of refinement that were evaluated on ``data_set``.
 
         Raises:
             UserError: if the data set cannot be used, an evaluation's files are missing or damaged, or a model is
@@ -76,9 +73,9 @@ class RefinementGallery:
         """
         sample, image_id = self.mapper(record), str(record["image_id"])
         refined = [self._refined(i, sample, image_id) for i in range(len(self.runs))]
-        shapes = {key: _instance(sample[key]) for key in ("coarse_mask", "mask")}
-        truth, layers = shapes["mask"], {"truth": shapes["mask"], "coarse": shapes["coarse_mask"]}
-        layers.update({f"run{i}": instance for i, instance in enumerate(refined)})
+        truth = _instance(sample["mask"])
+        layers = {"truth": truth, "coarse": _instance(sample["coarse_mask"])}
+        layers |= {f"run{i}": instance for i, instance in enumerate(refined)}
         values: dict[str, list[float | None]] = {
             key: [figures[image_id][column] for figures in self.figures] for key, column in _COLUMNS.items()
         }
@@ -106,8 +103,7 @@ class RefinementGallery:
 
 
 def _instance(mask: torch.Tensor) -> Instance:
-    pixels = binarize(mask[0].float().cpu().numpy())
-    return Instance(mask_util.encode(np.asfortranarray(pixels, dtype=np.uint8)), 0)
+    return Instance(encode(binarize(mask[0].float().cpu().numpy())), 0)
 
 
 def _load_model(run: ReportedRun, cfg: Any) -> nn.Module:

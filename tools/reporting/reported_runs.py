@@ -9,6 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from pixelmask.config import changed
 from pixelmask.errors import UserError
 from pixelmask.evaluation.finished import FinishedRun, read_finished_run
 from pixelmask.files import read_json
@@ -40,15 +41,11 @@ class ReportedRun(FinishedRun):
         These are MODEL.WEIGHTS where it is a file of the run's folder, as after an evaluation of one of its
         checkpoints; else the folder's last checkpoint; else MODEL.WEIGHTS, as after ``--eval-only``.
         """
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.DATASETS.TEST = (data_set,)
-        own = Path(cfg.MODEL.WEIGHTS).resolve().parent == self.folder.resolve()
-        last = self.folder / "last_checkpoint"
+        weights, last = self.cfg.MODEL.WEIGHTS, self.folder / "last_checkpoint"
+        own = Path(weights).resolve().parent == self.folder.resolve()
         if last.is_file() and not own:
-            cfg.MODEL.WEIGHTS = str(self.folder / last.read_text().strip())
-        cfg.freeze()
-        return cfg
+            weights = str(self.folder / last.read_text().strip())
+        return changed(self.cfg, "DATASETS.TEST", (data_set,), "MODEL.WEIGHTS", weights)
 
 
 def read_run(folder: str | Path, name: str = "") -> ReportedRun:
@@ -75,9 +72,9 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[
     if len(set(names)) < len(names):
         raise UserError(f"--names {' '.join(names)}: every run needs a name of its own")
     runs = [read_run(folder, name) for folder, name in zip(folders, names or [""] * len(folders), strict=True)]
-    known = [run.name for run in runs]
-    if len(set(known)) < len(known):
-        raise UserError(f"the runs' folders have the same names ({', '.join(known)}); tell them apart with --names")
+    if len({run.name for run in runs}) < len(runs):
+        known = ", ".join(run.name for run in runs)
+        raise UserError(f"the runs' folders have the same names ({known}); tell them apart with --names")
     return runs
 
 

@@ -37,19 +37,16 @@ def annotation_version(name: str) -> str:
     else:
         masks = ("mask_file_name", "coarse_file_name")
         files = [Path(record[key]) for record in DatasetCatalog.get(name) for key in masks if key in record]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return _shown(digest)
+    return _version(b"".join(file.name.encode() + hashlib.sha256(file.read_bytes()).digest() for file in files))
 
 
 def file_version(path: Path) -> str:
     """Return the first digits of a file's sha256."""
-    return _shown(hashlib.sha256(path.read_bytes()))
+    return _version(path.read_bytes())
 
 
-def _shown(digest: Any) -> str:
-    return f"sha256:{digest.hexdigest()[:12]}"
+def _version(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def schedule_of(checkpoint: Path) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from pixelmask.config import load_cfg
+from pixelmask.config import changed, load_cfg
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
 from train_net import trainer_of
@@ -30,7 +31,7 @@ AIRM_SIZE = ("--size", "1706", "2560")
 
 
 def run_command(command: list[str]) -> None:
-    """TableRun a tool of this project; raise UserError if it fails."""
+    """Run a tool of this project; raise UserError if it fails."""
     status = subprocess.run(command).returncode
     if status:
         raise UserError(f"{Path(command[1]).name} ended with status {status}; what it said is above")
@@ -59,37 +60,23 @@ class Session:
 
     def run_of(self, row: Row) -> TableRun:
         """Return the run of one of our rows."""
-        base = self._run(row.starts_from) if row.starts_from else None
         run = self._run(row.config)
-        if base is None:
+        if not row.starts_from:
             return run
-        cfg = run.cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(base.weights)
-        cfg.freeze()
-        return replace(run, cfg=cfg, starts_from=base)
+        base = self._run(row.starts_from)
+        return replace(run, cfg=changed(run.cfg, "MODEL.WEIGHTS", str(base.weights)), starts_from=base)
 
     def test_of(self, row: Row) -> str:
         """Return the set that a row is evaluated on."""
         return quick.test_set(row.test) if self.quick else row.test
 
     def _run(self, config: str) -> TableRun:
-        folder = self.output / "quick" / Path(config).name if self.quick else self.output / Path(config).name
-        return TableRun(folder, config, self._config(config, folder))
-
-    def _config(self, config: str, folder: Path) -> CfgNode:
+        folder = self.output / ("quick" if self.quick else "") / Path(config).name
         cfg = load_cfg(str(ROOT / "configs" / f"{config}.yaml"), self.overrides)
         if self.quick:
-            cfg = quick.overlay(cfg)
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.merge_from_list(list(self.overrides))  # over quick mode, too
-        cfg.DATASETS.TEST = ()
-        cfg.OUTPUT_DIR = str(folder)
-        if self.iterations:
-            _scale_schedule(cfg, self.iterations)
-        cfg.freeze()
-        return cfg
+            cfg = changed(quick.overlay(cfg), *self.overrides)
+        schedule = _schedule(cfg.SOLVER, self.iterations) if self.iterations else ()
+        return TableRun(folder, config, changed(cfg, "DATASETS.TEST", (), "OUTPUT_DIR", str(folder), *schedule))
 
     def make(self, table: Table, rows: Sequence[Row], parts: Collection[str] = PARTS) -> list[str]:
         """Make what is missing of some rows of a table, and return what could not be made: "ROW, ROW: reason" each."""
@@ -206,16 +193,14 @@ class Session:
 
 def _check_data(cfg: CfgNode, train: Sequence[str] = (), test: Sequence[str] = ()) -> None:
     """Register sets and check that they are there, as ``train_net.py`` does; raise UserError if one is not."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
+    cfg = changed(cfg, "DATASETS.TRAIN", tuple(train), "DATASETS.TEST", tuple(test))
     trainer_of(cfg).prepare_datasets(cfg, train=bool(train))
 
 
-def _scale_schedule(cfg: CfgNode, iterations: int) -> None:
-    share = iterations / cfg.SOLVER.MAX_ITER
-    cfg.SOLVER.STEPS = tuple(round(share * step) for step in cfg.SOLVER.STEPS)
-    for key in ("WARMUP_ITERS", "CHECKPOINT_PERIOD"):
-        cfg.SOLVER[key] = round(share * cfg.SOLVER[key])
-    cfg.SOLVER.CHECKPOINT_PERIOD = max(cfg.SOLVER.CHECKPOINT_PERIOD, 1)
-    cfg.SOLVER.MAX_ITER = iterations
+def _schedule(solver: CfgNode, iterations: int) -> list[Any]:
+    """Return the keys and values of a schedule in proportion."""
+    share = iterations / solver.MAX_ITER
+    steps = tuple(round(share * step) for step in solver.STEPS)
+    warmup, period = round(share * solver.WARMUP_ITERS), max(round(share * solver.CHECKPOINT_PERIOD), 1)
+    lengths = ["SOLVER.WARMUP_ITERS", warmup, "SOLVER.CHECKPOINT_PERIOD", period, "SOLVER.MAX_ITER", iterations]
+    return ["SOLVER.STEPS", steps, *lengths]

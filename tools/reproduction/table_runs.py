@@ -1,6 +1,5 @@
 """Where the trained model of a row lives, how far it is, and what it was made of."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from pixelmask.config import load_cfg
+from pixelmask.config import flat, load_cfg
 from pixelmask.errors import UserError
 from pixelmask.files import read_json, write_json, write_text
 
@@ -133,25 +132,15 @@ class TableRun:
         content = _read_known(self.cost("analyze_model" if key in ("gflops", "parameters") else "benchmark"))
         if content is None:
             return None
-        if key in ("gflops", "parameters"):
-            count = content[0][
-                "model_parameters" if key == "parameters" else "total" if self.is_airm else "every_class"
-            ]
-            return count / (1e6 if key == "parameters" else 1e9)
-        measured = content["rows"][0]
-        return measured["images_per_second"] if key == "fps" else measured["milliseconds"] / 1000
+        name, unit = {
+            "gflops": ("total" if self.is_airm else "every_class", 1e9),
+            "parameters": ("model_parameters", 1e6),
+            "fps": ("images_per_second", 1),
+            "seconds": ("milliseconds", 1000),
+        }[key]
+        rows = content["rows"] if isinstance(content, dict) else content
+        return rows[0][name] / unit
 
 
 def _read_known(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
-
-
-def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """Return a config's values by their full keys."""
-    values: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = json.loads(json.dumps(value))  # a tuple comes back from YAML as a list
-    return values

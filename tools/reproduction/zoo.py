@@ -9,8 +9,7 @@ from typing import Any
 from pixelmask.files import read_json, write_json
 
 from .provenance import ROOT
-from .rendering import markdown_table, number_text
-from .results import as_dict, results_of
+from .results import ABOUT, as_dict, markdown_table, number_text, results_of
 from .session import Session
 from .tables import Row, Table, Tables
 
@@ -46,7 +45,7 @@ def collect(tables: Tables, session: Session, path: Path = OBTAINED) -> list[str
         for line in as_dict(table, table.rows, results, quick=False)["rows"]:
             figures = {name: f["obtained"] for name, f in line["figures"].items() if f["obtained"] is not None}
             if figures and line["state"] == "evaluated":
-                about = {key: line[key] for key in ("commit", "schedule", "annotations", "device", "changes")}
+                about = {key: line[key] for key in ABOUT[1:]}  # without the state
                 obtained.setdefault(table.name, {})[line["row"]] = {**about, "obtained": figures}
                 taken.append(f"{table.name} {line['row']}")
     write_json(path, obtained, indent=2)
@@ -63,8 +62,8 @@ def model_zoo(tables: Tables, obtained: dict[str, dict[str, Any]]) -> str:
         lines += markdown_table(header, body)
         runs = [(row, entry) for row in table.rows if (entry := obtained.get(table.name, {}).get(row.name))]
         if runs:
-            keys = ("commit", "schedule", "annotations", "device", "changes")
-            lines += ["", *markdown_table(["row", *keys], [[r.name, *(e[key] for key in keys)] for r, e in runs])]
+            of_runs = [[row.name, *(entry[key] for key in ABOUT[1:])] for row, entry in runs]
+            lines += ["", *markdown_table(["row", *ABOUT[1:]], of_runs)]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 

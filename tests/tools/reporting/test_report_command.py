@@ -143,7 +143,7 @@ def test_kept_masks_are_those_that_were_evaluated(refinement, root):
 
 
 def test_tables_alone_need_no_data(instances, tmp_path, monkeypatch):
-    monkeypatch.delattr("reporting.assembling.InstanceGallery")
+    monkeypatch.delattr("reporting.page.InstanceGallery")
     page = tmp_path / "report.html"
     make(instances, "--max-images", 0, "--output", page)
     assert blocks(page)["data"]["items"] == [] and "Boundary AP on" in page.read_text()

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from pixelmask.errors import UserError
-from reporting.assembling import spread
 from reporting.metric_tables import metric_tables
+from reporting.page import spread
 from reporting.reported_runs import choose_data_set, read_curves, read_run, read_runs
 from tests.support.models import tiny_airm_cfg, tiny_cfg
 

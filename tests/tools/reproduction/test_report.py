@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from reproduction import quick, zoo
-from reproduction.rendering import render
-from reproduction.results import Result, as_dict, difference, overview
+from reproduction.results import Result, as_dict, difference, overview, render
 from reproduction.session import Session
 from reproduction.tables import load_tables
 
