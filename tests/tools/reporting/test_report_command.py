@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
 from airm.evaluation import intersection_and_union
@@ -152,17 +152,15 @@ def test_bad_input_ends_in_one_message(instances, refinement, tmp_path, fails):
     assert page.read_text() == "mine"
 
 
-def test_an_image_that_cannot_be_read_is_named(instances, tmp_path, fails):
+def test_an_image_that_cannot_be_read_is_named(instances, tmp_path, monkeypatch, fails):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))  # the others are not to be damaged
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", {name: entry for name, entry in catalog.data.items() if name != VAL})
     make(instances, "--max-images", 1, "--output", tmp_path / "report.html")
-    image = Path(MetadataCatalog.get(VAL).image_root) / "000001.jpg"
-    content = image.read_bytes()
-    try:
-        image.write_bytes(b"no image")
-        with fails("000001.jpg"):
-            make(instances, "--output", tmp_path / "other.html")
-    finally:
-        image.write_bytes(content)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    (Path(MetadataCatalog.get(VAL).image_root) / "000001.jpg").write_bytes(b"no image")
+    with fails("000001.jpg"):
+        make(instances, "--output", tmp_path / "other.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "report.html"]
 
 
 def test_a_changed_data_set_is_noticed(refinement, tmp_path, fails):
