@@ -226,9 +226,8 @@ def test_class_count_and_polygons_that_do_not_fit(root):
     prepare_datasets(config(train=(TRAIN,)))
 
 
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT does not name a folder of real data")
-def test_real_frame(root, monkeypatch, cache):
-    monkeypatch.setenv("DETECTRON2_DATASETS", os.environ["REAL_DATA_ROOT"])
+def test_real_frame(root, monkeypatch, cache, real_data):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(real_data))
     (record,) = load()
     gt_dir = MetadataCatalog.get(VAL).gt_dir
     ids = np.array(Image.open(annotation_file(record["file_name"], gt_dir)))

@@ -1,8 +1,6 @@
 """LVIS's protocol with masks and boundaries: the library, the definition and hand-computed cases as oracles."""
 
 import json
-import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -208,11 +206,9 @@ def shrunk(rle, side=28):
     return mask_util.encode(pixels)
 
 
-def test_real_annotations(tmp_path):
-    if "REAL_DATA_ROOT" not in os.environ:
-        pytest.skip("REAL_DATA_ROOT names no folder with lvis/lvis_v0.5_val_100.json")
+def test_real_annotations(tmp_path, real_data):
     script = load_tool("../datasets/prepare_lvis_cocofied")
-    source = Path(os.environ["REAL_DATA_ROOT"], "lvis/lvis_v0.5_val_100.json")
+    source = real_data / "lvis/lvis_v0.5_val_100.json"
     script.main([str(source), "--output", str(tmp_path)])
     truth = Truth(cocofied_file(tmp_path / source.name))
     results = [

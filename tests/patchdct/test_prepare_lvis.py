@@ -1,10 +1,8 @@
 """The script that makes cocofied LVIS files: what it keeps, maps, reports and refuses."""
 
 import json
-import os
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -213,9 +211,8 @@ def test_the_command_says_what_is_wrong_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: no LVIS file")
 
 
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT, the folder of real data, is not set")
-def test_real_annotations(script, root, capsys):
-    source = Path(os.environ["REAL_DATA_ROOT"], "lvis/lvis_v0.5_val_100.json")
+def test_real_annotations(script, root, capsys, real_data):
+    source = real_data / "lvis/lvis_v0.5_val_100.json"
     script.main([str(source), "--output", str(root)])
     report = capsys.readouterr().out
     for text in ("100 images (0 dropped)", "435 instances (542 dropped)", "78 categories; LVIS lacks: hot dog, oven;"):

@@ -253,10 +253,8 @@ def test_a_broken_json_of_detectron2s_own_kind_is_diagnosed_on_loading(folder):
     assert len(DatasetCatalog.get("builtin")) == 2
 
 
-def test_real_coco_is_found_good():
-    if "REAL_DATA_ROOT" not in os.environ:
-        pytest.skip("REAL_DATA_ROOT names no folder with coco/ (Detectron2's layout)")
-    root = Path(os.environ["REAL_DATA_ROOT"], "coco")
+def test_real_coco_is_found_good(real_data):
+    root = real_data / "coco"
     for split in ("train", "val"):
         json_file = str(root / f"annotations/instances_{split}2017.json")
         summary = coco_format.check_coco_file(json_file, str(root / f"{split}2017"))

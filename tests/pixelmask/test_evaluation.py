@@ -2,9 +2,7 @@ import contextlib
 import copy
 import io
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,10 +207,8 @@ def test_boundary_ap_follows_the_definition(register, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["segm", "bbox"])
-def test_official_numbers(register, task):
-    if "REAL_DATA_ROOT" not in os.environ:
-        pytest.skip("REAL_DATA_ROOT names no folder with coco_eval/ (pycocotools' fake results for val2014)")
-    root = Path(os.environ["REAL_DATA_ROOT"], "coco_eval")
+def test_official_numbers(register, task, real_data):
+    root = real_data / "coco_eval"
     truth = json.loads((root / "instances_val2014_100.json").read_text())
     results = json.loads((root / f"instances_val2014_fake{task}100_results.json").read_text())
     name = register(truth)

@@ -57,9 +57,7 @@ def run_python(code: str, site: Path) -> str:
     return subprocess.run(command, env=environment, cwd=site, check=True, capture_output=True, text=True).stdout
 
 
-def test_another_archive_is_refused_and_nothing_is_installed_from_it(
-    tool: types.ModuleType, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_archive_is_refused(tool: types.ModuleType, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     with pytest.raises(SystemExit) as stop:
         tool.check_archive(archive)
@@ -78,6 +76,7 @@ def test_another_archive_is_refused_and_nothing_is_installed_from_it(
 def test_pip_is_given_the_hash_before_it_runs_anything_and_a_failing_download_names_the_ways_out(
     tool: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """pip is given the hash before it runs anything; a failure names the ways out."""
     calls: list[tuple[str, ...]] = []
 
     def pip(*arguments: str) -> None:
@@ -95,9 +94,7 @@ def test_pip_is_given_the_hash_before_it_runs_anything_and_a_failing_download_na
         tool.download(tmp_path)
 
 
-def test_pip_knows_the_installed_package_which_is_unchanged_but_for_the_import_of_the_shims(
-    installed: Path, tool: types.ModuleType
-) -> None:
+def test_the_wheel_holds_the_package_and_the_shims(installed: Path, tool: types.ModuleType) -> None:
     package = installed / "detectron2"
     for name in ("layers/__init__.py", "model_zoo/configs/Base.yaml"):
         assert (package / name).read_text() == SOURCES[f"detectron2/{name}"]

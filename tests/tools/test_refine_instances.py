@@ -1,7 +1,6 @@
 """The pipeline from the command line: JSON in, JSON out; PNG folders; a detector; evaluation; nothing lost."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -307,10 +306,9 @@ def test_low_scores_stay(refine, results):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT names no folder of real data")
-def test_real_coco(tool, airm_weights, tmp_path):
+def test_real_coco(tool, airm_weights, tmp_path, real_data):
     """Truth of three real images, perturbed, as another model's results: AP of real annotations before and after."""
-    root = Path(os.environ["REAL_DATA_ROOT"], "coco")
+    root = real_data / "coco"
     content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
     crowded = {annotation["image_id"] for annotation in content["annotations"] if len(annotation["segmentation"]) > 5}
     content["images"] = [image for image in content["images"] if image["id"] not in crowded][:3]

@@ -1,7 +1,6 @@
 """The upper bound of mask representations: answers known beforehand on synthetic sets, and the paper's on real ones."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -210,9 +209,8 @@ def test_bad_annotations_end_in_one_message(tool, tmp_path, write, fails, conten
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT is not set")
-def test_distances_between_rows_are_those_of_table_1(tool, capsys):
-    folder = Path(os.environ["REAL_DATA_ROOT"], "coco_eval")
+def test_distances_between_rows_are_those_of_table_1(tool, capsys, real_data):
+    folder = real_data / "coco_eval"
     # 100 images, and detections that COCO's API comes with, which have masks and no boxes
     names = ("instances_val2014_100.json", "instances_val2014_fakesegm100_results.json")
     annotations, detections = (folder / name for name in names)
