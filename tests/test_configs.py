@@ -99,17 +99,14 @@ def published_config(tmp_path: Path, roi_heads: str, mask_head: dict) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("stages", [{}, {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [0.5, 0.5, 0.8]}])
-def test_published_patchdct_config_is_ours(tmp_path, stages):
-    published = load_cfg(published_config(tmp_path, "PatchDCTROIHeads", {**PUBLISHED_MASK_HEAD, **stages}))
-    model = build_without_memory(published)
-    assert isinstance(model.roi_heads.mask_head, MaskRCNNPatchDCTHead)
-    ours = build_without_memory(load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"))
-    shapes = {k: v.shape for k, v in model.state_dict().items()}
-    assert shapes == {k: v.shape for k, v in ours.state_dict().items()}
-
-
-def test_published_dct_mask_config_is_ours(tmp_path):
+def test_published_configs_are_ours(tmp_path):
+    ours = build_without_memory(load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml")).state_dict()
+    for stages in ({}, {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [0.5, 0.5, 0.8]}):
+        published = load_cfg(published_config(tmp_path, "PatchDCTROIHeads", {**PUBLISHED_MASK_HEAD, **stages}))
+        model = build_without_memory(published)
+        assert isinstance(model.roi_heads.mask_head, MaskRCNNPatchDCTHead)
+        shapes = {k: v.shape for k, v in model.state_dict().items()}
+        assert shapes == {k: v.shape for k, v in ours.items()}
     published = load_cfg(published_config(tmp_path, "StandardROIHeads", PUBLISHED_DCT_MASK_HEAD))
     ours = load_cfg("configs/patchdct/dct_mask_R_50_FPN_1x_coco.yaml")
     assert published.MODEL.ROI_MASK_HEAD == ours.MODEL.ROI_MASK_HEAD
@@ -177,16 +174,11 @@ def test_whole_configs_of_other_models_and_versions_load(tmp_path, caplog, archi
             assert ("MODEL.ROI_MASK_HEAD.PATCH_SIZE" in messages[0]) == (architecture == "AIRM")
 
 
-def rename(content: dict) -> None:
-    content["SOLVER"]["MAX_ITERATIONS"] = content["SOLVER"].pop("MAX_ITER")
+@pytest.mark.parametrize(("key", "renamed"), [("MAX_ITERATIONS", True), ("MAX_ITERS", False)])
+def test_a_typing_mistake_in_an_edited_config_of_a_training(tmp_path, key, renamed):
+    def change(content):
+        content["SOLVER"][key] = content["SOLVER"].pop("MAX_ITER") if renamed else 7
 
-
-def add(content: dict) -> None:
-    content["SOLVER"]["MAX_ITERS"] = 7
-
-
-@pytest.mark.parametrize(("change", "key"), [(rename, "MAX_ITERATIONS"), (add, "MAX_ITERS")])
-def test_a_typing_mistake_in_an_edited_config_of_a_training(tmp_path, change, key):
     path = whole_config(tmp_path / "config.yaml", "AIRM", change)
     message = rf"config.yaml: unknown config key SOLVER\.{key}; did you mean SOLVER\.MAX_ITER\?"
     with pytest.raises(UserError, match=message):
@@ -227,8 +219,5 @@ def test_bad_files_are_named(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         load_cfg(str(path))
-
-
-def test_missing_file_is_named():
     with pytest.raises(UserError, match="nowhere.yaml"):
         load_cfg("nowhere.yaml")

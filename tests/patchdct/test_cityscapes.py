@@ -16,16 +16,7 @@ from patchdct.data.prepare import prepare_datasets
 from pixelmask.config import get_cfg, load_cfg
 from pixelmask.data.mapper import CheckedDatasetMapper
 from pixelmask.errors import UserError
-from tests.support.cityscapes_tree import (
-    CAR,
-    NAME,
-    PERSON,
-    RIDER,
-    TRAILER,
-    paint,
-    write_frame,
-    write_tree,
-)
+from tests.support.cityscapes_tree import CAR, NAME, PERSON, RIDER, TRAILER, paint, write_frame, write_tree
 
 VAL, TRAIN = f"{NAME}val", f"{NAME}train"
 
@@ -184,12 +175,9 @@ def test_unpublished_size_is_said(root, caplog):
     assert f"{VAL} has 3 images here, not 500" in caplog.text
 
 
-def test_missing_folder(root):
+def test_folders_that_are_missing_or_empty(root):
     with pytest.raises(UserError, match=f"{VAL} needs {root}/cityscapes/.*DETECTRON2_DATASETS is {root}"):
         prepare_datasets(config(), train=False)
-
-
-def test_folder_without_images(root):
     for kind in ("leftImg8bit", "gtFine"):
         (root / "cityscapes" / kind / "val").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no image <city>/\*_leftImg8bit.png in \S*leftImg8bit/val"):
@@ -224,7 +212,12 @@ def test_annotation_that_is_a_photograph(root):
         load()
 
 
-def test_polygons_are_refused_for_training_only(root):
+def test_class_count_and_polygons_that_do_not_fit(root):
+    write_tree(root)
+    cfg = config()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    with pytest.raises(UserError, match=f"{VAL} has 8 classes.*NUM_CLASSES 8"):
+        prepare_datasets(cfg, train=False)
     write_tree(root)
     write_tree(root, "train")
     with pytest.raises(UserError, match="INPUT.MASK_FORMAT bitmask"):
@@ -233,17 +226,8 @@ def test_polygons_are_refused_for_training_only(root):
     prepare_datasets(config(train=(TRAIN,)))
 
 
-def test_class_count_that_does_not_fit(root):
-    write_tree(root)
-    cfg = config()
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    with pytest.raises(UserError, match=f"{VAL} has 8 classes.*NUM_CLASSES 8"):
-        prepare_datasets(cfg, train=False)
-
-
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT does not name a folder of real data")
-def test_real_frame(root, monkeypatch, cache):
-    monkeypatch.setenv("DETECTRON2_DATASETS", os.environ["REAL_DATA_ROOT"])
+def test_real_frame(root, monkeypatch, cache, real_data):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(real_data))
     (record,) = load()
     gt_dir = MetadataCatalog.get(VAL).gt_dir
     ids = np.array(Image.open(annotation_file(record["file_name"], gt_dir)))

@@ -1,6 +1,5 @@
-import json
 import math
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,9 @@ from scipy import ndimage
 
 from patchdct.data.cityscapes import CITYSCAPES_CLASSES, register_cityscapes
 from patchdct.evaluation import CityscapesInstanceEvaluator
-from pixelmask.cli import run
 from pixelmask.errors import UserError
 from tests.support.cityscapes_tree import CAR, NAME, PERSON, ROAD, paint, scene, write_frame
-from tests.support.models import load_tool
+from tests.support.training import PATCHDCT, logged_by, metrics_of, same
 
 VAL = f"{NAME}val"
 CLASSES = list(CITYSCAPES_CLASSES)
@@ -178,16 +176,12 @@ def test_boundary_metrics_are_those_of_the_protocol(root, cases, ratio):
     assert 5 < results["boundary"]["AP"] < results["segm"]["AP"]
 
 
-def test_perfect_masks(root):
+def test_perfect_masks_and_shifted_ones_which_lose_more_of_boundary_ap(root):
     scenes = [scene(seed, 128, 256) for seed in range(4)]
     results = evaluate(root, scenes, [perfect(ids) for ids in scenes])
     assert set(results) == {"segm", "boundary"}
     for metrics in results.values():
         assert metrics["AP"] == metrics["AP50"] == pytest.approx(100)
-
-
-def test_shifted_masks_lose_more_of_boundary_ap(root):
-    scenes = [scene(seed, 128, 256) for seed in range(4)]
     shifted = [[(np.roll(mask, 1, 1), name, score) for mask, name, score in perfect(ids)] for ids in scenes]
     results = evaluate(root, scenes, shifted)
     assert 60 < results["segm"]["AP"] < 99
@@ -227,10 +221,13 @@ def test_detections_in_what_does_not_count_are_ignored(root, value, box):
         assert metrics["AP"] == pytest.approx(25)  # (1/2, 1), (0, 0), (1, 0): widths 1/2, 1/2 and 0
 
 
-def test_all_detections_ignored(root):
+def test_all_detections_ignored_or_of_another_class(root):
     ids = paint(paint(empty(), 5, 5, 20, 20, CAR * 1000), 30, 60, 20, 40, 0)
     for metrics in evaluate(root, [ids], [[(rectangle(30, 60, 20, 40), "car", 0.9)]]).values():
         assert metrics["AP"] == metrics["AP-car"] == 0
+    ids = paint(empty(), 10, 10, 20, 20, PERSON * 1000)
+    results = evaluate(root, [ids], [[(rectangle(10, 10, 20, 20), "car", 0.9)]])
+    assert results["segm"]["AP-person"] == results["segm"]["AP"] == 0
 
 
 def test_nothing_to_find(root, caplog):
@@ -254,10 +251,6 @@ def test_processes_share_the_images(root, cases, monkeypatch):
     assert halves[1].evaluate() == {}
 
 
-def same(a, b):
-    return json.dumps(a) == json.dumps(b)
-
-
 def test_reset_forgets(root):
     evaluator = CityscapesInstanceEvaluator(VAL)
     (image,) = write(root, [scene(0)])
@@ -273,9 +266,8 @@ def test_size_that_is_not_the_annotations(root):
         CityscapesInstanceEvaluator(VAL).process([{"file_name": image}], [{"instances": found}])
 
 
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT does not name a folder of real data")
-def test_real_frame(root, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", os.environ["REAL_DATA_ROOT"])
+def test_real_frame(root, monkeypatch, real_data):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(real_data))
     register_cityscapes(VAL)
     dataset = DatasetCatalog[VAL]
     (frame,) = dataset.check()
@@ -289,22 +281,16 @@ def test_real_frame(root, monkeypatch):
         assert math.isnan(metrics["AP-person"]), "all have fewer than 100 pixels"
 
 
-TINY = [
+TINY = (
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
-    "MODEL.FPN.OUT_CHANNELS", "8", "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8",
-    "MODEL.ROI_MASK_HEAD.HIDDEN_FEATURES", "8", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5", "INPUT.MIN_SIZE_TRAIN", "(64,)",
-    "INPUT.MIN_SIZE_TEST", "64", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()",
-    "DATALOADER.NUM_WORKERS", "0",
-]  # fmt: skip
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "64", "DATASETS.TRAIN", f"('{NAME}train',)", "DATASETS.TEST", f"('{VAL}',)",
+    "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0",
+)  # fmt: skip
 
 
-def train_net(config, output, *opts):
-    tool = load_tool("train_net")
-    path = f"configs/patchdct/cityscapes/{config}.yaml"
-    arguments = ["--config-file", path, *(o for o in opts if o.startswith("--")), *TINY, "OUTPUT_DIR", str(output)]
-    arguments += [o for o in opts if not o.startswith("--")]
-    return run(tool.launch, tool.main, tool.argument_parser().parse_args(arguments))
+def train_net(config, output, *opts, options=()):
+    model = replace(PATCHDCT, config=f"configs/patchdct/cityscapes/{config}.yaml")
+    return model.run(*TINY, "OUTPUT_DIR", output, *opts, options=options)
 
 
 @pytest.mark.slow
@@ -314,16 +300,16 @@ def test_training_and_evaluation(root, tmp_path_factory):
             write_frame(root, split, f"ulm/ulm_000000_{index:06d}", scene(index))
     output = tmp_path_factory.mktemp("output")
     train_net("patchdct_R_50_FPN_cityscapes", output)
-    results = json.loads((output / "evaluation.json").read_text())
+    results = metrics_of(output)
     assert {task: set(metrics) for task, metrics in results.items()} == {
         task: {"AP", "AP50", *(f"AP-{name}" for name in CLASSES)} for task in ("segm", "boundary")
     }
     assert results["segm"]["AP"] >= 0
-    logged = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    assert any("boundary/AP" in line for line in logged)
+    assert any("boundary/AP" in line for line in logged_by(output))
     again = tmp_path_factory.mktemp("again")
-    train_net("patchdct_R_50_FPN_cityscapes", again, "--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth"))
-    assert same(json.loads((again / "evaluation.json").read_text()), results)
+    weights = ["MODEL.WEIGHTS", output / "model_final.pth"]
+    train_net("patchdct_R_50_FPN_cityscapes", again, *weights, options=["--eval-only"])
+    assert same(metrics_of(again), results)
 
 
 @pytest.mark.slow
@@ -355,9 +341,3 @@ def test_missing_coco_model_has_a_way_out(root, tmp_path_factory, capsys):
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "train that model first" in message
     assert "patchdct_R_50_FPN_1x_nowhere.yaml" in message
-
-
-def test_person_is_not_a_car(root):
-    ids = paint(empty(), 10, 10, 20, 20, PERSON * 1000)
-    results = evaluate(root, [ids], [[(rectangle(10, 10, 20, 20), "car", 0.9)]])
-    assert results["segm"]["AP-person"] == results["segm"]["AP"] == 0

@@ -12,14 +12,16 @@ from pixelmask.errors import UserError
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.3}
 
 
-def test_zigzag_of_three_by_three_by_hand():
+def test_zigzag_and_one_pixel_by_hand():
     order = [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (1, 2), (2, 1), (2, 2)]
     # Anti-diagonal 1 runs from (0, 1) down to (1, 0), anti-diagonal 2 from (2, 0) up to (0, 2)
     assert zigzag_order(3) == order
-
-
-def test_three_hundred_elements_touch_24_frequencies():
     assert DCTMaskCodec(112, 300).basis.shape == (24, 112)
+    # A 2 x 2 mask with its first pixel set has all four coefficients 1/2 (Eq. 1)
+    vector = DCTMaskCodec(2, 4).encode(torch.tensor([[1, 0], [0, 0]]))
+    torch.testing.assert_close(vector, torch.full((4,), 0.5))
+    vector = DCTMaskCodec(8, 6).encode(torch.ones(8, 8, dtype=torch.bool))
+    torch.testing.assert_close(vector, torch.tensor([8.0, 0, 0, 0, 0, 0]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 112])
@@ -51,17 +53,6 @@ def test_decode_is_scipys_idctn_of_the_zero_filled_spectrum(dtype):
     masks = DCTMaskCodec(112, 300).decode(vectors)
     assert masks.dtype == dtype
     torch.testing.assert_close(masks.double(), expected, atol=2e-5 if dtype == torch.float32 else 5e-3, rtol=0.01)
-
-
-def test_one_pixel_by_hand():
-    # A 2 x 2 mask with its first pixel set has all four coefficients 1/2 (Eq. 1)
-    vector = DCTMaskCodec(2, 4).encode(torch.tensor([[1, 0], [0, 0]]))
-    torch.testing.assert_close(vector, torch.full((4,), 0.5))
-
-
-def test_full_patch_is_its_size_then_zeros():
-    vector = DCTMaskCodec(8, 6).encode(torch.ones(8, 8, dtype=torch.bool))
-    torch.testing.assert_close(vector, torch.tensor([8.0, 0, 0, 0, 0, 0]), atol=1e-5, rtol=0)
 
 
 def test_rows_and_columns_are_not_swapped():

@@ -132,21 +132,7 @@ def test_check_sees_another_network(tmp_path):
     assert check_mask_branch(file, branch) > TOLERANCE
 
 
-def test_output_is_checked_before_the_work(tmp_path):
-    with pytest.raises(UserError, match=r"model.pth has no known format; its name ends in .pt2"):
-        check_output(tmp_path / "model.pth")
-    (tmp_path / "model.pt2").touch()
-    with pytest.raises(UserError, match=r"model.pt2 exists; give another name, or --overwrite"):
-        check_output(tmp_path / "model.pt2")
-    check_output(tmp_path / "model.pt2", overwrite=True)
-
-
-def test_missing_library_is_named():
-    with pytest.raises(UserError, match="ONNX needs no_such_library: pip install onnx onnxscript onnxruntime"):
-        need("json", "no_such_library")
-
-
-def test_unusable_files(tmp_path):
+def test_files_and_libraries_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="no file .*absent.onnx"):
         ExportedFile(tmp_path / "absent.onnx")
     for name in ("text.onnx", "text.pt2"):
@@ -156,6 +142,14 @@ def test_unusable_files(tmp_path):
     torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(1),)), tmp_path / "other.pt2")
     with pytest.raises(UserError, match="other.pt2 was not written by tools/export.py"):
         ExportedFile(tmp_path / "other.pt2")
+    with pytest.raises(UserError, match="ONNX needs no_such_library: pip install onnx onnxscript onnxruntime"):
+        need("json", "no_such_library")
+    with pytest.raises(UserError, match=r"model.pth has no known format; its name ends in .pt2"):
+        check_output(tmp_path / "model.pth")
+    (tmp_path / "model.pt2").touch()
+    with pytest.raises(UserError, match=r"model.pt2 exists; give another name, or --overwrite"):
+        check_output(tmp_path / "model.pt2")
+    check_output(tmp_path / "model.pt2", overwrite=True)
 
 
 def test_model_without_mask_branch():

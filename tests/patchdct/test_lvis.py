@@ -1,6 +1,5 @@
 """AP* beside COCO's metrics, data sets of LVIS's, and files that are absent or malformed."""
 
-import contextlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from patchdct.data.lvis_format import COCO_ID_OF_NAME
 from patchdct.evaluation import COCOWithLVISEvaluator, LVISInstanceEvaluator
 from tests.patchdct.test_lvis_eval import CAR, CAT, METRICS, SIZE, image, lvis_json, put, square, thing
 from tests.support.models import tiny_cfg
+from tests.support.training import records_of
 
 STARRED = ["lvis_v0.5_segm", "lvis_v0.5_boundary", "lvis_v1_segm", "lvis_v1_boundary"]
 COCO_CLASS_OF_CARS = 2
@@ -64,15 +64,8 @@ def evaluate(evaluator, *masks_of_images, **kwargs):
     return evaluator.evaluate()
 
 
-@contextlib.contextmanager
-def logged(level=logging.WARNING):
-    records = []
-    handler = logging.Handler(level)
-    handler.emit = records.append
-    logger = logging.getLogger("patchdct.evaluation.lvis")
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
+def logged():
+    return records_of("patchdct.evaluation.lvis", logging.WARNING)
 
 
 def test_one_evaluation_has_ap_and_its_starred_forms(coco_name, root):
@@ -212,7 +205,7 @@ def lvis_name(root):
         MetadataCatalog.remove(name)
 
 
-def test_a_cocofied_set_in_its_own_right(lvis_name, root):
+def test_sets_of_lvis_in_their_own_right(lvis_name, root):
     name = lvis_name("test_v0.5_val_cocofied", lvis_json([image(1)], [thing(square(20))]))
     results = evaluate(LVISInstanceEvaluator(name, output_dir=str(root)), [square(21)])
     assert list(results) == ["bbox", "segm", "boundary"]
@@ -220,12 +213,9 @@ def test_a_cocofied_set_in_its_own_right(lvis_name, root):
     (result,) = json.loads((root / "coco_instances_results.json").read_text())
     assert result["category_id"] == CAR
     assert list(evaluate(LVISInstanceEvaluator(name, ["segm"]), [square(21)])) == ["segm"]
-
-
-def test_lvis_own_categories_are_numbered_from_one(lvis_name, root):
     content = lvis_json([image(1)], [thing(square(20), category_id=CAT)])
     name = lvis_name("test_lvis_v1_val", content)
-    results = evaluate(LVISInstanceEvaluator(name), [square(20)], class_id=CAT - 1)
+    results = evaluate(LVISInstanceEvaluator(name), [square(20)], class_id=CAT - 1)  # numbered from one
     assert results["segm"]["AP"] == pytest.approx(100)
 
 

@@ -1,9 +1,6 @@
 """LVIS's protocol with masks and boundaries: the library, the definition and hand-computed cases as oracles."""
 
-import importlib.util
 import json
-import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +13,7 @@ from patchdct.evaluation.lvis_eval import Truth, evaluate_lvis
 from pixelmask.errors import UserError
 from tests.pixelmask.test_boundary import by_definition
 from tests.pixelmask.test_evaluation import annotate, blob, jitter
+from tests.support.models import load_tool
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 SIZE = (100, 100)  # its boundaries are 3 pixels wide
@@ -207,13 +205,9 @@ def shrunk(rle, side=28):
     return mask_util.encode(pixels)
 
 
-def test_real_annotations(tmp_path):
-    if "REAL_DATA_ROOT" not in os.environ:
-        pytest.skip("REAL_DATA_ROOT names no folder with lvis/lvis_v0.5_val_100.json")
-    spec = importlib.util.spec_from_file_location("prepare", "datasets/prepare_lvis_cocofied.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    source = Path(os.environ["REAL_DATA_ROOT"], "lvis/lvis_v0.5_val_100.json")
+def test_real_annotations(tmp_path, real_data):
+    script = load_tool("../datasets/prepare_lvis_cocofied")
+    source = real_data / "lvis/lvis_v0.5_val_100.json"
     script.main([str(source), "--output", str(tmp_path)])
     truth = Truth(cocofied_file(tmp_path / source.name))
     results = [

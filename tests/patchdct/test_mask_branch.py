@@ -38,7 +38,6 @@ def patches_of(masks):
 
 
 def published_shapes(classes: int, n: int, hidden: int = 1024, dim: int = 300) -> dict[str, tuple[int, ...]]:
-    shapes = {}
     layers = {f"mask_fcn{i}": (256, 256, 3, 3) for i in range(1, 5)} | {
         "predictor.0": (hidden, 256 * 14 * 14),
         "predictor.2": (hidden, hidden),
@@ -51,21 +50,15 @@ def published_shapes(classes: int, n: int, hidden: int = 1024, dim: int = 300) -
         "predictor1": (classes * n, hidden, 1, 1),
         "predictor_bfg": (classes * 3, hidden, 1, 1),
     }
-    for name, shape in layers.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return shapes
+    return {f"{name}.{kind}": s for name, w in layers.items() for kind, s in (("weight", w), ("bias", w[:1]))}
 
 
-@pytest.mark.parametrize("num_refinements", [1, 2, 3])
-def test_published_parameter_names_and_shapes(num_refinements):
+def test_published_parameter_names_and_shapes():
     with torch.device("meta"):
-        branch = PatchDCTBranch(MaskBranchSizes(num_refinements=num_refinements))
-    assert {k: tuple(v.shape) for k, v in branch.state_dict().items()} == published_shapes(80, 6)
-
-
-def test_published_names_and_shapes_of_dct_mask():
-    with torch.device("meta"):
+        branches = [PatchDCTBranch(MaskBranchSizes(num_refinements=n)) for n in (1, 2, 3)]
         branch = DCTMaskBranch(MaskBranchSizes(num_classes=1))
+    for patchdct in branches:
+        assert {k: tuple(v.shape) for k, v in patchdct.state_dict().items()} == published_shapes(80, 6)
     assert {k: tuple(v.shape) for k, v in branch.state_dict().items() if k.endswith("weight")} == {
         **{f"mask_fcn{i}.weight": (256, 256, 3, 3) for i in range(1, 5)},
         "predictor_fc1.weight": (1024, 256 * 14 * 14),
@@ -168,10 +161,7 @@ def test_assembled_patches_follow_their_labels():
 def test_threshold_prefers_uniform_patches(probs, label):
     logits = torch.tensor(probs).log().reshape(1, 1, 3)
     assert small_branch().final_labels(logits).item() == label
-
-
-def test_a_threshold_of_one_leaves_the_argmax():
-    logits = torch.randn(2, 196, 3)
+    logits = torch.randn(2, 196, 3)  # a threshold of one leaves the argmax
     assert torch.equal(small_branch(patch_threshold=1.0).final_labels(logits), logits.argmax(-1))
 
 

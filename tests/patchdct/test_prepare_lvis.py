@@ -1,11 +1,8 @@
 """The script that makes cocofied LVIS files: what it keeps, maps, reports and refuses."""
 
-import importlib.util
 import json
-import os
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -13,6 +10,7 @@ from detectron2.data.datasets.lvis import load_lvis_json
 
 from patchdct.data.lvis_format import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET, read_cocofied
 from pixelmask.errors import UserError
+from tests.support.models import load_tool
 
 SCRIPT = "datasets/prepare_lvis_cocofied.py"
 PERSON, CAR, COW = 1, 3, 21
@@ -21,10 +19,7 @@ POLYGON = [[1.0, 1, 9, 1, 9, 9, 1, 9]]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_lvis_cocofied", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("../datasets/prepare_lvis_cocofied")
 
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -97,19 +92,12 @@ def test_what_is_kept_and_how_it_is_called(script, root, capsys, version):
     source = put(root / f"lvis/lvis_{version}_val.json", lvis_json(version))
     assert script.main([]) == 0
     content = load(root / f"lvis/lvis_{version}_val_cocofied.json")
-    assert [(entry["id"], entry["name"], entry["frequency"]) for entry in content["categories"]] == [
-        (PERSON, "person", "f"),
-        (CAR, "car", "f"),
-        (COW, "cow", "c"),
-    ]
-    assert [(entry["instance_count"], entry["image_count"]) for entry in content["categories"]] == [
-        (3, 2),
-        (1, 1),
-        (0, 0),
-    ]
-    assert [
-        (entry["id"], entry["neg_category_ids"], entry["not_exhaustive_category_ids"]) for entry in content["images"]
-    ] == [(1, [COW], [PERSON]), (2, [CAR], [])]
+    keys = ("id", "name", "frequency", "instance_count", "image_count")
+    expected = [(PERSON, "person", "f", 3, 2), (CAR, "car", "f", 1, 1), (COW, "cow", "c", 0, 0)]
+    assert [tuple(entry[key] for key in keys) for entry in content["categories"]] == expected
+    keys = ("id", "neg_category_ids", "not_exhaustive_category_ids")
+    expected = [(1, [COW], [PERSON]), (2, [CAR], [])]
+    assert [tuple(entry[key] for key in keys) for entry in content["images"]] == expected
     kept = [(1, PERSON), (1, PERSON), (1, CAR), (2, PERSON)]
     assert [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]] == kept
     assert content["annotations"][2]["segmentation"] == POLYGON
@@ -119,14 +107,10 @@ def test_what_is_kept_and_how_it_is_called(script, root, capsys, version):
         assert text in report
     assert report.rstrip().endswith("without instances: cow")
     assert load(source) == lvis_json(version)
-    assert sorted(path.name for path in source.parent.iterdir()) == [
-        f"lvis_{version}_val.json",
-        f"lvis_{version}_val_cocofied.json",
-    ]
+    made = source.with_name(f"lvis_{version}_val_cocofied.json")
+    assert sorted(source.parent.iterdir()) == [source, made]
     # Detectron2 reads it, and finds its images
-    (first, second) = load_lvis_json(
-        str(source.with_name(f"lvis_{version}_val_cocofied.json")), "coco/", "test_prepare_cocofied"
-    )
+    first, _ = load_lvis_json(str(made), "coco/", "test_prepare_cocofied")
     assert first["file_name"] == "coco/val2017/000000000001.jpg"
     assert [entry["category_id"] for entry in first["annotations"]] == [0, 0, 2]
 
@@ -140,19 +124,10 @@ def test_a_training_file_keeps_the_training_images(script, root):
 
 
 def test_categories_of_one_synset_are_merged(script):
-    categories = [
-        category(1, "bull", "beef.n.01", "r"),
-        category(2, "cow", "beef.n.01", "c"),
-        category(3, "car", "car.n.01"),
-    ]
-    images = [
-        image(1, negative=[2], **url(1)),
-        image(2, negative=[1, 2, 3], **url(2)),
-        image(3, incomplete=[2, 1], **url(3)),
-    ]
-    content, report = script.cocofy(
-        {"images": images, "annotations": annotations((1, 1), (3, 2), (3, 1)), "categories": categories}, "val2017"
-    )
+    bull, cow = category(1, "bull", "beef.n.01", "r"), category(2, "cow", "beef.n.01", "c")
+    images = [image(1, [2], **url(1)), image(2, [1, 2, 3], **url(2)), image(3, [], [2, 1], **url(3))]
+    source = {"images": images, "categories": [bull, cow, category(3, "car", "car.n.01")]}
+    content, report = script.cocofy({**source, "annotations": annotations((1, 1), (3, 2), (3, 1))}, "val2017")
     cow, car = content["categories"][1], content["categories"][0]
     assert (cow["id"], cow["frequency"], cow["instance_count"], cow["image_count"]) == (COW, "c", 3, 2)
     assert (car["id"], car["instance_count"]) == (CAR, 0)
@@ -235,9 +210,8 @@ def test_the_command_says_what_is_wrong_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: no LVIS file")
 
 
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT, the folder of real data, is not set")
-def test_real_annotations(script, root, capsys):
-    source = Path(os.environ["REAL_DATA_ROOT"], "lvis/lvis_v0.5_val_100.json")
+def test_real_annotations(script, root, capsys, real_data):
+    source = real_data / "lvis/lvis_v0.5_val_100.json"
     script.main([str(source), "--output", str(root)])
     report = capsys.readouterr().out
     for text in ("100 images (0 dropped)", "435 instances (542 dropped)", "78 categories; LVIS lacks: hot dog, oven;"):

@@ -24,6 +24,7 @@ from patchdct.data import shapes, shapes_dataset
 from patchdct.data.shapes import SHAPES_CLASSES, Scene, draw_scene
 from patchdct.data.shapes_dataset import SHAPES, make_shapes, parse_shapes_name, register_shapes
 from pixelmask.errors import UserError
+from tests.pixelmask.test_boundary import by_definition
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,10 +56,15 @@ def test_scenes_are_well_formed(size: int) -> None:
         assert set(classes.tolist()) <= set(range(len(SHAPES_CLASSES)))
 
 
-def test_all_classes_occur_and_most_images_have_two_to_five_objects(scenes: list[Scene]) -> None:
+def test_all_classes_occur_and_masks_are_where_the_objects_are_painted(scenes: list[Scene]) -> None:
+    """Objects are saturated, the ground is not: colour alone gives the masks back."""
     assert {int(label) for scene in scenes for label in scene.classes} == set(range(len(SHAPES_CLASSES)))
     counts = [len(scene.masks) for scene in scenes]
     assert max(counts) == 5 and np.mean(np.array(counts) >= 2) > 0.9
+    for scene in scenes[:10]:
+        foreground = scene.masks.any(axis=0)
+        saturation = cv2.cvtColor(scene.image, cv2.COLOR_RGB2HSV)[..., 1] > 90
+        assert (saturation == foreground).mean() > 0.99
 
 
 def test_visible_masks_are_disjoint_though_objects_overlap(
@@ -81,14 +87,6 @@ def test_visible_masks_are_disjoint_though_objects_overlap(
             hidden += [1 - mask.sum() / full.sum() for mask, full in zip(masks, whole, strict=True)]
     assert np.mean(np.array(hidden) > 0.05) > 0.15, "too few objects are occluded"
     assert max(hidden) <= 1 - shapes.MIN_VISIBLE
-
-
-def test_masks_are_where_the_objects_are_painted(scenes: list[Scene]) -> None:
-    """Objects are saturated, the ground is not: away from anti-aliased edges, colour alone gives the masks back."""
-    for scene in scenes[:10]:
-        foreground = scene.masks.any(axis=0)
-        saturation = cv2.cvtColor(scene.image, cv2.COLOR_RGB2HSV)[..., 1] > 90
-        assert (saturation == foreground).mean() > 0.99
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -114,13 +112,6 @@ def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
     return (first & second).sum() / (first | second).sum()
 
 
-def boundary(mask: np.ndarray) -> np.ndarray:
-    """The part of a mask within 0.02 of the image diagonal of its outline; the image's border counts as outline."""
-    width = max(1, round(0.02 * np.hypot(*mask.shape)))
-    eroded = cv2.erode(np.pad(mask.astype(np.uint8), 1), np.ones((3, 3), np.uint8), iterations=width)
-    return mask & ~eroded[1:-1, 1:-1].astype(bool)
-
-
 def ious_through_the_box_frame(scenes: list[Scene], resolution: int) -> tuple[float, float]:
     """Mean mask IoU and mean Boundary IoU of true masks after a round trip through resolution x resolution pixels."""
     ious = []
@@ -131,7 +122,7 @@ def ious_through_the_box_frame(scenes: list[Scene], resolution: int) -> tuple[fl
         pasted = paste_masks_in_image(cropped, boxes, scene.masks.shape[1:], threshold=0.5).numpy()
         for mask, other in zip(scene.masks, pasted, strict=True):
             whole = mask_iou(mask, other)
-            ious.append((whole, min(whole, mask_iou(boundary(mask), boundary(other)))))
+            ious.append((whole, min(whole, mask_iou(by_definition(mask), by_definition(other)))))
     mean = np.mean(ious, axis=0)
     return float(mean[0]), float(mean[1])
 
@@ -168,12 +159,9 @@ def test_malformed_names_are_refused_with_the_grammar(name: str) -> None:
     with pytest.raises(UserError, match=rf"'{name}'.*shapes_\{{train\|val\}}\[_\{{images\}}\]\[_\{{size\}}px\]"):
         register_shapes(name)
     assert name not in DatasetCatalog.list()
-
-
-@pytest.mark.parametrize("name", ["shapes_val_63px", "shapes_val_5000px"])
-def test_sizes_that_cannot_be_drawn_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="64 to 4096"):
-        register_shapes(name)
+    for size in ("63px", "5000px"):
+        with pytest.raises(UserError, match="64 to 4096"):
+            register_shapes(f"shapes_val_{size}")
 
 
 def test_a_registered_data_set_is_made_on_first_use(root: Path) -> None:
@@ -215,7 +203,7 @@ def test_annotations_are_coco(root: Path) -> None:
             assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 0
 
 
-def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(root: Path) -> None:
+def test_a_data_set_is_the_beginning_of_a_larger_one_and_shared_by_its_names(root: Path) -> None:
     small, large = make_shapes("shapes_val_2_64px"), make_shapes("shapes_val_4_64px")
     for path in (small / "images").iterdir():
         assert path.read_bytes() == (large / "images" / path.name).read_bytes()
@@ -223,9 +211,6 @@ def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(root: Path) -> None
     assert second["annotations"][: len(first["annotations"])] == first["annotations"]
     other = make_shapes("shapes_train_2_64px")
     assert (small / "images/000001.jpg").read_bytes() != (other / "images/000001.jpg").read_bytes()
-
-
-def test_names_of_the_same_data_share_their_files(root: Path) -> None:
     assert SHAPES.folder("shapes_val") == SHAPES.folder("shapes_val_200_256px")
     assert SHAPES.folder("shapes_val").is_relative_to(root / "shapes")
 

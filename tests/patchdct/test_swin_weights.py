@@ -84,7 +84,7 @@ def test_position_index_is_that_of_the_model_and_of_its_definition():
 
 
 @pytest.mark.parametrize("form", ["published", "prefix", "bare", "wrapped", "numpy", "half"])
-def test_a_detector_loads_the_file_as_it_is(tmp_path, detector, form):
+def test_a_detector_loads_the_file_as_it_is(tmp_path, detector, form, caplog):
     state = published()
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     content = {
@@ -96,8 +96,10 @@ def test_a_detector_loads_the_file_as_it_is(tmp_path, detector, form):
         "half": {"model": {name: v.half() if v.is_floating_point() else v for name, v in state.items()}},
     }[form]
     torch.save(content, tmp_path / "swin.pth")
-    report = load(detector, tmp_path / "swin.pth")
+    with caplog.at_level(logging.INFO, logger="pixelmask.checkpoint.pretrained"):
+        report = load(detector, tmp_path / "swin.pth")
     names = expected_names(state)
+    assert f"NUM_HEADS [1, 2, 4, 8], WINDOW_SIZE 3): {len(names)} tensors loaded, " in caplog.text
     assert report.matched == [PREFIX + name for name in names]
     assert not report.unexpected
     assert not report.other_shape
@@ -122,11 +124,6 @@ def test_checkpoints_of_detectors_are_taken_whole(tmp_path, detector, prefix):
         assert torch.equal(value, trained[name])
 
 
-def test_other_files_are_left_alone():
-    resnet = {"stem.conv1.weight": np.ones((64, 3, 7, 7))}
-    assert adapt(backbone(), resnet) is resnet
-
-
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -140,10 +137,17 @@ def test_another_variant_is_refused(sizes, message):
         adapt(backbone(), on_meta(published_shapes(**sizes)))
 
 
-def test_window_12_loads_where_the_model_has_it():
+def test_window_12_and_fewer_stages_load_where_the_model_has_them():
     state = on_meta(published_shapes(**{**SWIN_B, "window_size": 12}))
     assert Variant.of(state).window_size == 12
     assert len(adapt(backbone(window_size=12), state)) == 325
+    model = backbone(out_features=["stage2", "stage3"])
+    adapted = adapt(model, on_meta(published_shapes(**SWIN_B)))
+    own = {PREFIX + name for name in model.state_dict()}
+    assert set(adapted) < own
+    assert own - set(adapted) == {f"{PREFIX}norm{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
+    resnet = {"stem.conv1.weight": np.ones((64, 3, 7, 7))}
+    assert adapt(backbone(), resnet) is resnet
 
 
 @pytest.mark.parametrize(
@@ -175,19 +179,3 @@ def test_files_that_cannot_be_used(tmp_path, detector, change, message):
         load(detector, tmp_path / "swin.pth")
     assert "swin.pth" in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
-
-
-def test_fewer_stages_take_the_weights_of_all():
-    model = backbone(out_features=["stage2", "stage3"])
-    adapted = adapt(model, on_meta(published_shapes(**SWIN_B)))
-    own = {PREFIX + name for name in model.state_dict()}
-    assert set(adapted) < own
-    assert own - set(adapted) == {f"{PREFIX}norm{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
-
-
-def test_report_in_the_log(tmp_path, detector, caplog):
-    torch.save({"model": published()}, tmp_path / "swin.pth")
-    with caplog.at_level(logging.INFO, logger="pixelmask.checkpoint.pretrained"):
-        load(detector, tmp_path / "swin.pth")
-    count = len(expected_names(published_shapes(**TINY)))
-    assert f"NUM_HEADS [1, 2, 4, 8], WINDOW_SIZE 3): {count} tensors loaded, " in caplog.text

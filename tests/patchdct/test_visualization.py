@@ -81,10 +81,12 @@ def test_draw_masks_labels_fit_any_picture(size: tuple[int, int]) -> None:
     assert draw_masks(np.zeros((*size, 3), np.uint8), masks, [0], [0.5], ["snowflake"]).shape == (*size, 3)
 
 
-def test_draw_masks_without_instances_and_with_an_empty_mask() -> None:
+def test_nothing_is_drawn_of_nothing() -> None:
     image = grey_image()
     np.testing.assert_array_equal(draw_masks(image, np.zeros((0, 60, 80), bool), [], []), image)
     np.testing.assert_array_equal(draw_masks(image, np.zeros((1, 60, 80), bool), [0], [0.9]), image)
+    picture = tint_patch_labels(grey_image(), torch.zeros(0, 4), torch.zeros(0, 14, 14, dtype=torch.long))
+    np.testing.assert_array_equal(picture, grey_image())
 
 
 def test_instance_colours_are_distinct() -> None:
@@ -119,11 +121,6 @@ def test_tint_puts_each_label_at_its_patch() -> None:
 def test_tint_of_boxes_small_or_across_the_border(box: tuple[float, ...], covered: int) -> None:
     picture = tint_patch_labels(grey_image(), np.array([box], float), np.full((1, 14, 14), 2))
     assert painted(picture, grey_image()).sum() == covered
-
-
-def test_tint_without_instances_changes_nothing() -> None:
-    picture = tint_patch_labels(grey_image(), torch.zeros(0, 4), torch.zeros(0, 14, 14, dtype=torch.long))
-    np.testing.assert_array_equal(picture, grey_image())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,10 +102,8 @@ def test_library_agrees_on_ordinary_sizes():
         assert library.rleToBoundary(rle)["counts"] == rle_to_boundary(rle)["counts"]
 
 
-def test_library_agrees_on_real_masks():
-    if "REAL_DATA_ROOT" not in os.environ:
-        pytest.skip("REAL_DATA_ROOT names no folder with coco/ (Detectron2's layout)")
-    json_file = Path(os.environ["REAL_DATA_ROOT"], "coco/annotations/instances_val2017.json")
+def test_library_agrees_on_real_masks(real_data):
+    json_file = real_data / "coco/annotations/instances_val2017.json"
     coco = COCO()
     coco.dataset = json.loads(json_file.read_text())
     coco.createIndex()

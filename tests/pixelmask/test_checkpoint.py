@@ -22,12 +22,8 @@ def test_round_trip_with_training_state(tmp_path):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         # A multiplier that is a numpy number leaves one in the state of the optimizer and of the schedule
         schedule = LRMultiplier(optimizer, ConstantParamScheduler(np.float64(0.5)), max_iter=10)
-        return (
-            model,
-            optimizer,
-            schedule,
-            SafeCheckpointer(model, str(tmp_path), optimizer=optimizer, schedule=schedule),
-        )
+        checkpointer = SafeCheckpointer(model, str(tmp_path), optimizer=optimizer, schedule=schedule)
+        return model, optimizer, schedule, checkpointer
 
     model, optimizer, schedule, checkpointer = training()
     model.fc(torch.ones(1, 4)).sum().backward()
@@ -45,10 +41,6 @@ def test_round_trip_with_training_state(tmp_path):
     np.testing.assert_array_equal(rest["seen"], [0, 1, 2])
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
     assert len(fresh_checkpointer.load_report.matched) == 4
-
-
-def test_no_path_loads_nothing():
-    assert SafeCheckpointer(Model()).load("") == {}
 
 
 def test_nothing_fits(tmp_path):
@@ -163,3 +155,4 @@ def test_without_resume_the_given_weights_are_loaded(tmp_path):
     assert same_state(model, given)
     checkpointer.resume_or_load(path, resume=True)
     assert same_state(model, last)
+    assert SafeCheckpointer(Model()).load("") == {}

@@ -14,6 +14,7 @@ from pixelmask.data.coco_format import check_datasets, register_coco_format, reg
 from pixelmask.errors import UserError
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
+CROWD = {"size": [30, 20], "counts": [0, 600]}
 COCO = {
     "images": [
         {"id": 7, "file_name": "a.png", "height": 20, "width": 30},
@@ -22,14 +23,7 @@ COCO = {
     "annotations": [
         {"id": 1, "image_id": 7, "category_id": 90, "bbox": [2, 2, 10, 10], "segmentation": [SQUARE], "iscrowd": 0},
         {"id": 2, "image_id": 3, "category_id": 4, "bbox": [2, 2, 0, 0], "segmentation": [SQUARE, SQUARE], "area": 9.5},
-        {
-            "id": 5,
-            "image_id": 3,
-            "category_id": 4,
-            "bbox": [0, 0, 20, 30],
-            "segmentation": {"size": [30, 20], "counts": [0, 600]},
-            "iscrowd": 1,
-        },
+        {"id": 5, "image_id": 3, "category_id": 4, "bbox": [0, 0, 20, 30], "segmentation": CROWD, "iscrowd": 1},
     ],
     "categories": [{"id": 90, "name": "tree"}, {"id": 4, "name": "car"}],
 }
@@ -136,6 +130,7 @@ def test_images_are_looked_for_evenly_in_large_sets(folder, monkeypatch):
 
 
 ANNOTATION = ("annotations", 0)
+MASK = (*ANNOTATION, "segmentation")
 
 
 @pytest.mark.parametrize(
@@ -163,21 +158,12 @@ ANNOTATION = ("annotations", 0)
         (changed(*ANNOTATION, "bbox"), "annotation 1 has the bbox None, not four numbers"),
         (changed(*ANNOTATION, "bbox", value=[1, 2, 3]), "annotation 1 has the bbox .*, not four numbers"),
         (changed(*ANNOTATION, "bbox", value=[1, 2, 3, float("nan")]), "annotation 1 has the bbox .*nan"),
-        (
-            changed(*ANNOTATION, "segmentation", value=[SQUARE, SQUARE[:4]]),
-            "annotation 1 has a polygon of 4 coord",
-        ),
-        (changed(*ANNOTATION, "segmentation", value=[SQUARE[:7]]), "annotation 1 has a polygon of 7 coordinates, not"),
-        (changed(*ANNOTATION, "segmentation", value=SQUARE), "annotation 1 has a segmentation that is not a list of p"),
-        (
-            changed(*ANNOTATION, "segmentation", value=[["a"] * 6]),
-            "annotation 1 has a polygon whose coord",
-        ),
-        (changed(*ANNOTATION, "segmentation", value="x"), "annotation 1 has a segmentation that is neither"),
-        (
-            changed(*ANNOTATION, "segmentation", value={"size": [30, 20], "counts": "x"}),
-            r"annotation 1 .* size .*\[20, 30\]",
-        ),
+        (changed(*MASK, value=[SQUARE, SQUARE[:4]]), "annotation 1 has a polygon of 4 coord"),
+        (changed(*MASK, value=[SQUARE[:7]]), "annotation 1 has a polygon of 7 coordinates, not"),
+        (changed(*MASK, value=SQUARE), "annotation 1 has a segmentation that is not a list of p"),
+        (changed(*MASK, value=[["a"] * 6]), "annotation 1 has a polygon whose coord"),
+        (changed(*MASK, value="x"), "annotation 1 has a segmentation that is neither"),
+        (changed(*MASK, value={"size": [30, 20], "counts": "x"}), r"annotation 1 .* size .*\[20, 30\]"),
     ],
 )
 def test_faults_of_a_json(folder, content, fault):
@@ -197,11 +183,11 @@ def test_annotations_that_cannot_be_trained_on(folder):
         check(content, f"test_{number}", train=False)
         with pytest.raises(UserError, match=rf"test_{number}\.json has no annotations to train on"):
             check(content, f"test_{number}")
-    boxes = changed(*ANNOTATION, "segmentation")
+    boxes = changed(*MASK)
     check(boxes, "boxes", train=False)
     with pytest.raises(UserError, match=r"annotation 1 has no mask.*MODEL\.MASK_ON"):
         check(boxes, "boxes")
-    rle = config(write(folder, changed(*ANNOTATION, "segmentation", value={"size": [20, 30], "counts": [9, 591]})))
+    rle = config(write(folder, changed(*MASK, value={"size": [20, 30], "counts": [9, 591]})))
     with pytest.raises(UserError, match=r"annotation 1 has an RLE mask; set INPUT\.MASK_FORMAT bitmask"):
         check_datasets(rle)
     rle.INPUT.MASK_FORMAT = "bitmask"
@@ -227,7 +213,7 @@ def test_class_counts(folder):
     check_datasets(config(entry, second, test=("second",)), train=False)
 
 
-def test_unknown_names_and_empty_lists():
+def test_unknown_names_and_empty_lists(folder):
     with pytest.raises(
         UserError, match=r"coco_2017_vall of DATASETS\.TEST .* did you mean coco_2017_val .*COCO_FORMAT"
     ):
@@ -238,9 +224,6 @@ def test_unknown_names_and_empty_lists():
         check_datasets(config(train=()))
     with pytest.raises(UserError, match=r"DATASETS\.TEST is empty"):
         check_datasets(config(test=()), train=False)
-
-
-def test_only_what_is_used_has_to_exist(folder):
     entry = write(folder, COCO)
     check_datasets(config(entry, train=("no such set",)), train=False)
 
@@ -270,10 +253,8 @@ def test_a_broken_json_of_detectron2s_own_kind_is_diagnosed_on_loading(folder):
     assert len(DatasetCatalog.get("builtin")) == 2
 
 
-def test_real_coco_is_found_good():
-    if "REAL_DATA_ROOT" not in os.environ:
-        pytest.skip("REAL_DATA_ROOT names no folder with coco/ (Detectron2's layout)")
-    root = Path(os.environ["REAL_DATA_ROOT"], "coco")
+def test_real_coco_is_found_good(real_data):
+    root = real_data / "coco"
     for split in ("train", "val"):
         json_file = str(root / f"annotations/instances_{split}2017.json")
         summary = coco_format.check_coco_file(json_file, str(root / f"{split}2017"))

@@ -81,13 +81,10 @@ def test_bad_images_are_named(cfg, tmp_path, damage, message, suffix, is_train):
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     with pytest.raises(ImageError, match=message.format(dataset_dict["file_name"])):
         CheckedDatasetMapper(cfg, is_train)(dataset_dict)
-
-
-def test_a_corrupt_png_is_named(cfg, tmp_path):
-    dataset_dict = record(tmp_path)
-    corrupt(Path(dataset_dict["file_name"]))
-    with pytest.raises(ImageError, match=f"cannot read image {dataset_dict['file_name']}"):
-        CheckedDatasetMapper(cfg, True)(dataset_dict)
+    corrupted = record(tmp_path)
+    corrupt(Path(corrupted["file_name"]))
+    with pytest.raises(ImageError, match=f"cannot read image {corrupted['file_name']}"):
+        CheckedDatasetMapper(cfg, is_train)(corrupted)
 
 
 @pytest.mark.parametrize("is_train", [True, False])

@@ -89,7 +89,7 @@ def test_the_environment_is_told_by_what_can_be_imported(imports: dict[str, obje
     assert doctor.environment() == ""
 
 
-def test_torchvision_built_for_another_torch_is_broken(imports: dict[str, object]) -> None:
+def test_broken_libraries_are_told_from_missing_ones(imports: dict[str, object]) -> None:
     imports["torchvision"] = RuntimeError("operator torchvision::nms does not exist\nand a second line")
     check = examine()["torchvision"]
     assert check.status == "broken"
@@ -97,16 +97,11 @@ def test_torchvision_built_for_another_torch_is_broken(imports: dict[str, object
     assert "matching pair" in check.remedy
     assert doctor.main() == 1
 
-
-def test_operators_are_run_and_not_only_imported(imports: dict[str, object]) -> None:
     def nms(*_: object) -> None:
         raise NotImplementedError("no kernel for this device")
 
     imports["torchvision"] = SimpleNamespace(nms=nms)
     assert examine()["torchvision"][1:3] == ("broken", "no kernel for this device")
-
-
-def test_a_library_without_one_of_its_own_requirements_is_broken(imports: dict[str, object]) -> None:
     imports["detectron2"] = ModuleNotFoundError("No module named 'fvcore'", name="fvcore")
     assert examine()["Detectron2"][1:3] == ("broken", "no module fvcore")
 
@@ -155,16 +150,15 @@ def test_data_sets_are_found_below_the_root(root: Path) -> None:
     assert checks["AIRM training"][1:3] == ("partial", "absent: MSRA10K, DUTS-TE, ECSSD, FSS-1000")
 
 
-def test_empty_folders_and_files_are_no_data_set(root: Path) -> None:
+def test_an_absent_root_says_how_to_name_one_and_empty_files_are_no_data_set(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / "lvis").mkdir()
     (root / "lvis/lvis_v0.5_val_cocofied.json").touch()
     (root / "shapes").mkdir()
     checks = examine()
     assert checks["LVIS v0.5 cocofied"].status == "missing"
     assert checks["shapes (synthetic)"].status == "missing"
-
-
-def test_an_absent_root_says_how_to_name_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root / "nowhere"))
     check = examine()["data sets"]
     assert check.status == "missing"

@@ -2,10 +2,7 @@ import contextlib
 import copy
 import io
 import json
-import logging
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from pixelmask.evaluation import COCOInstanceEvaluator
 from tests.pixelmask.test_boundary import by_definition
+from tests.support.training import records_of
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 CATEGORY_IDS = [3, 7, 20]
@@ -131,24 +129,18 @@ def assert_same(results, expected):
         assert results[task] == pytest.approx(metrics, rel=1e-9, nan_ok=True)
 
 
-@contextlib.contextmanager
 def logged():
-    """Messages of Detectron2's evaluator, which this one logs as."""
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("detectron2.evaluation.coco_evaluation")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield messages
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    """Records of Detectron2's evaluator, which this one logs as."""
+    return records_of("detectron2.evaluation.coco_evaluation")
 
 
-def summary(messages, task):
+def messages_of(records):
+    return [record.getMessage() for record in records]
+
+
+def summary(records, task):
     """The twelve numbers of COCO's summary, as printed."""
-    text = next(message for message in messages if message.startswith(f"Summary of {task}"))
+    text = next(message for message in messages_of(records) if message.startswith(f"Summary of {task}"))
     return re.findall(r"= (-?\d\.\d{3})", text)[:12]
 
 
@@ -192,7 +184,7 @@ def test_equals_detectron2_and_pycocotools(register, tmp_path):
     truth = make_truth()
     outputs = make_detections(truth)
     name = register(truth)
-    with logged() as messages:
+    with logged() as records:
         ours = evaluate(COCOInstanceEvaluator(name, output_dir=str(tmp_path)), outputs)
     theirs = evaluate(COCOEvaluator(name, ("bbox", "segm"), use_fast_impl=False), outputs)
     assert list(ours) == ["bbox", "segm", "boundary"]
@@ -201,8 +193,8 @@ def test_equals_detectron2_and_pycocotools(register, tmp_path):
     assert_same({task: ours[task] for task in theirs}, theirs)
     for task in ("bbox", "segm"):
         assert 10 < ours[task]["AP"] < 90
-        assert summary(messages, task) == [f"{value:.3f}" for value in reference(truth, results, COCOeval, task)]
-    assert any(message.startswith("Evaluation results for boundary:") for message in messages)
+        assert summary(records, task) == [f"{value:.3f}" for value in reference(truth, results, COCOeval, task)]
+    assert any(message.startswith("Evaluation results for boundary:") for message in messages_of(records))
 
 
 def test_boundary_ap_follows_the_definition(register, tmp_path):
@@ -215,10 +207,8 @@ def test_boundary_ap_follows_the_definition(register, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["segm", "bbox"])
-def test_official_numbers(register, task):
-    if "REAL_DATA_ROOT" not in os.environ:
-        pytest.skip("REAL_DATA_ROOT names no folder with coco_eval/ (pycocotools' fake results for val2014)")
-    root = Path(os.environ["REAL_DATA_ROOT"], "coco_eval")
+def test_official_numbers(register, task, real_data):
+    root = real_data / "coco_eval"
     truth = json.loads((root / "instances_val2014_100.json").read_text())
     results = json.loads((root / f"instances_val2014_fake{task}100_results.json").read_text())
     name = register(truth)
@@ -229,55 +219,47 @@ def test_official_numbers(register, task):
         {"image_id": result["image_id"], "instances": [{**result, "category_id": contiguous[result["category_id"]]}]}
         for result in results
     ]
-    with logged() as messages:
+    with logged() as records:
         metrics = evaluator.evaluate()[task]
     stats = reference(truth, results, COCOeval, task)
     assert [metrics[metric] for metric in METRICS] == pytest.approx(as_metrics(stats), rel=1e-9)
     published = (root / "val2014_fake_eval_res.txt").read_text().partition(f"type={task}")[2]
-    assert summary(messages, task) == re.findall(r"= (\d\.\d{3})", published)[:12]
+    assert summary(records, task) == re.findall(r"= (\d\.\d{3})", published)[:12]
 
 
-def test_no_detections_at_all(register, tmp_path):
+def test_no_detections_or_annotations_at_all(register, tmp_path):
     truth = make_truth(num_images=2)
     empty = {image_id: instances[:0] for image_id, instances in make_detections(truth).items()}
-    with logged() as messages:
+    with logged() as records:
         results = evaluate(COCOInstanceEvaluator(register(truth), output_dir=str(tmp_path)), empty)
     assert list(results) == ["bbox", "segm", "boundary"]
     assert all(np.isnan(results[task][metric]) for task in results for metric in METRICS)
-    assert "No predictions from the model!" in messages
+    assert "No predictions from the model!" in messages_of(records)
     assert json.loads((tmp_path / "coco_instances_results.json").read_text()) == []
+    outputs = make_detections(truth)
+    results = evaluate(COCOInstanceEvaluator(register({**truth, "annotations": []})), outputs)
+    assert all(np.isnan(results[task][metric]) for task in ("bbox", "segm", "boundary") for metric in METRICS)
 
 
-def test_model_without_masks(register):
+def test_ground_truth_or_model_without_masks(register):
     truth = make_truth(num_images=4)
     assert list(evaluate(COCOInstanceEvaluator(register(truth)), make_detections(truth, masks=False))) == ["bbox"]
-
-
-def test_ground_truth_without_masks(register):
-    truth = make_truth(num_images=4)
     outputs = make_detections(truth)
     del truth["annotations"][1]["segmentation"]
-    with logged() as messages:
+    with logged() as records:
         assert list(evaluate(COCOInstanceEvaluator(register(truth)), outputs)) == ["bbox"]
-    assert any(message.startswith("1 of ") and "have no mask" in message for message in messages)
+    assert any(message.startswith("1 of ") and "have no mask" in message for message in messages_of(records))
 
 
 def test_ground_truth_of_a_test_set(register, tmp_path):
     truth = make_truth(num_images=3)
     outputs = make_detections(truth)
     del truth["annotations"]
-    with logged() as messages:
+    with logged() as records:
         assert evaluate(COCOInstanceEvaluator(register(truth), output_dir=str(tmp_path)), outputs) == {}
-    assert "Annotations are not available for evaluation." in messages
+    assert "Annotations are not available for evaluation." in messages_of(records)
     results = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert {result["category_id"] for result in results} == set(CATEGORY_IDS)
-
-
-def test_nothing_is_annotated(register):
-    truth = make_truth(num_images=2)
-    outputs = make_detections(truth)
-    results = evaluate(COCOInstanceEvaluator(register({**truth, "annotations": []})), outputs)
-    assert all(np.isnan(results[task][metric]) for task in ("bbox", "segm", "boundary") for metric in METRICS)
 
 
 def test_ids_and_missing_entries_do_not_matter(register):

@@ -59,22 +59,8 @@ def test_only_the_harmless_use_of_codecs(tmp_path):
         SafeCheckpointer(Model()).load(str(path))
 
 
-def empty(path):
-    path.write_bytes(b"")
-
-
-def truncated(path):
-    torch.save({"model": {"fc.weight": torch.rand(100, 100)}}, path)
+def truncate(path):
     path.write_bytes(path.read_bytes()[:20000])
-
-
-def truncated_old(path):
-    write_old_torch(path, {"model": {"fc.weight": torch.rand(100, 100)}})
-    path.write_bytes(path.read_bytes()[:20000])
-
-
-def text(path):
-    path.write_text("<!DOCTYPE html><title>404</title>")
 
 
 def zip_without_tensors(path):
@@ -82,29 +68,24 @@ def zip_without_tensors(path):
         archive.writestr("a/b.txt", "hello")
 
 
-def a_list(path):
-    torch.save([torch.ones(2)], path)
-
-
-def a_tensor(path):
-    torch.save(torch.ones(2), path)
-
-
-def of_another_framework(path):
-    torch.save({"state_dict": Model().state_dict(), "meta": {"epoch": 3}}, path)
+LARGE = {"model": {"fc.weight": torch.rand(100, 100)}}
 
 
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (empty, "is empty"),
-        (truncated, "truncated"),
-        (truncated_old, "cannot read checkpoint"),
-        (text, "is not a checkpoint: it starts with b'<!DOCTYPE html>"),
+        (lambda path: path.touch(), "is empty"),
+        (lambda path: (write_torch(path, LARGE), truncate(path)), "truncated"),
+        (lambda path: (write_old_torch(path, LARGE), truncate(path)), "cannot read checkpoint"),
+        (lambda path: path.write_text("<!DOCTYPE html>404"), "is not a checkpoint: it starts with b'<!DOCTYPE html>"),
         (zip_without_tensors, "cannot read checkpoint"),
-        (a_list, "holds no tensors by name"),
-        (a_tensor, "holds no tensors by name"),
-        (of_another_framework, "its 'state_dict' is not a tensor but of type OrderedDict"),
+        (lambda path: torch.save([torch.ones(2)], path), "holds no tensors by name"),
+        (lambda path: torch.save(torch.ones(2), path), "holds no tensors by name"),
+        # of another framework
+        (
+            lambda path: torch.save({"state_dict": Model().state_dict(), "meta": {"epoch": 3}}, path),
+            "its 'state_dict' is not a tensor but of type OrderedDict",
+        ),
     ],
 )
 def test_damaged_and_foreign_pth(tmp_path, write, reason):

@@ -39,27 +39,21 @@ def test_sixteen_bits(save, suffix):
     np.testing.assert_allclose(read_soft_mask(path)[0], [0, 255 / 65535, 32767 / 65535], atol=1e-6)
 
 
-def test_values_of_eight_bits_in_sixteen(save):
-    assert read_mask(save(GREY.astype(np.uint16))).tolist() == FOREGROUND
-    assert read_mask(save(GREY.astype(np.int32), "tif")).tolist() == FOREGROUND
-
-
-def test_one_bit(save):
+def test_one_bit_and_empty_and_full_masks(save):
     path = save(Image.fromarray(GREY).point(lambda value: 255 * (value >= 128), "1"))
     assert Image.open(path).mode == "1"
     assert read_mask(path).tolist() == FOREGROUND and read_soft_mask(path).tolist() == BINARY.astype(float).tolist()
+    assert not read_mask(save(np.zeros((3, 4), np.uint8))).any()
+    assert read_mask(save(np.full((3, 4), 255, np.uint8))).all()
+    assert read_mask(save(np.ones((3, 4), np.uint8))).all()
+    assert read_mask(save(GREY.astype(np.uint16))).tolist() == FOREGROUND
+    assert read_mask(save(GREY.astype(np.int32), "tif")).tolist() == FOREGROUND
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_zeros_and_ones_are_background_and_foreground(save, dtype):
     path = save(BINARY.astype(dtype))
     assert read_mask(path).tolist() == FOREGROUND and read_soft_mask(path).max() == 1
-
-
-def test_empty_and_full_masks(save):
-    assert not read_mask(save(np.zeros((3, 4), np.uint8))).any()
-    assert read_mask(save(np.full((3, 4), 255, np.uint8))).all()
-    assert read_mask(save(np.ones((3, 4), np.uint8))).all()
 
 
 @pytest.mark.parametrize("color", [(255, 255, 255), (255, 0, 0), (0, 0, 255), (128, 0, 0)])
@@ -80,15 +74,12 @@ def test_what_is_transparent_is_background(save):
     assert read_mask(save(np.dstack([white, GREY]))).tolist() == FOREGROUND  # mode LA
 
 
-def test_palette_of_colors_holds_labels(save):
+def test_palettes_hold_labels_or_greys(save):
     labels = Image.fromarray(np.array([[0, 255, 0], [1, 15, 200]], np.uint8), "P")
     palette = np.zeros((256, 3), np.uint8)
     palette[[1, 15, 200, 255]] = (128, 0, 0), (192, 128, 128), (0, 0, 9), (224, 224, 192)  # some as PASCAL VOC's
     labels.putpalette(palette.tobytes())
     assert read_mask(save(labels)).tolist() == FOREGROUND
-
-
-def test_palette_of_greys_holds_greys(save):
     indices = Image.fromarray(np.array([[2, 2, 1], [0, 0, 0]], np.uint8), "P")
     indices.putpalette([255, 255, 255, 100, 100, 100, 0, 0, 0])
     path = save(indices)

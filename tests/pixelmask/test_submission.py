@@ -72,15 +72,8 @@ def test_evaluating_a_test_set_makes_the_file(unannotated, tmp_path, caplog):
     message = caplog.messages[-1]
     assert f"{json_file} has no annotations, so no AP is computed here: {path} ({len(entries)} detections" in message
     assert "not processed" not in caplog.text
-    _, stats = server(truth, entries)
+    detections, stats = server(truth, entries)
     assert stats[0] > 0.1
-
-
-def test_areas_are_those_of_masks(unannotated, tmp_path):
-    name, truth, _ = unannotated
-    outputs = make_detections(truth)
-    evaluate(COCOInstanceEvaluator(name, output_dir=str(tmp_path / "out")), outputs)
-    detections, _ = server(truth, read(next((tmp_path / "out").glob("*.zip"))))
     for image_id, instances in outputs.items():
         areas = [a["area"] for a in detections.loadAnns(detections.getAnnIds(image_id))]
         assert sorted(areas) == sorted(instances.pred_masks.sum((1, 2)).tolist())
@@ -105,9 +98,11 @@ def write(tmp_path, results, processed=(100, 99), json_file="image_info_test-dev
     return write_submission(results, dataset, processed, json_file, name, str(tmp_path / "out"))
 
 
-def test_names(tmp_path):
+def test_detections_without_masks_have_boxes_and_the_file_its_name(tmp_path):
     assert write(tmp_path, [], name="R 101/50").name == "detections_test-dev2017_R-101-50_results.zip"
     assert write(tmp_path, [], json_file="a/my_test.json").name == "detections_my_test_m_results.zip"
+    boxes = [{key: value for key, value in result().items() if key != "segmentation"}]
+    assert read(write(tmp_path, boxes)) == [{"image_id": 100, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 0.5}]
 
 
 def test_images_without_detections_are_no_fault_but_missing_ones_are(tmp_path, caplog):
@@ -117,11 +112,6 @@ def test_images_without_detections_are_no_fault_but_missing_ones_are(tmp_path, c
     assert not caplog.messages
     write(tmp_path, [result()], processed=[100])
     assert "1 of the 2 images of image_info_test-dev2017.json were not processed" in caplog.text
-
-
-def test_detections_without_masks_have_boxes(tmp_path):
-    boxes = [{key: value for key, value in result().items() if key != "segmentation"}]
-    assert read(write(tmp_path, boxes)) == [{"image_id": 100, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 0.5}]
 
 
 @pytest.mark.parametrize(

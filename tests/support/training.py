@@ -108,6 +108,21 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 @contextlib.contextmanager
+def records_of(name: str, level: int = logging.INFO) -> Iterator[list[logging.LogRecord]]:
+    """The records of a logger, of this level and above, that does not pass them on."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(level)
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level, logger.getEffectiveLevel()))
+    yield records
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+@contextlib.contextmanager
 def log_handlers_restored() -> Iterator[None]:
     """Take away the handlers added meanwhile: they hold a test's captured streams, which are closed when it ends."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "pixelmask", "patchdct", "airm")]

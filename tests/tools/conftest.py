@@ -1,6 +1,7 @@
 """What the tests of the command-line tools share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,22 @@ def config_file(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def fails(capsys) -> Callable[..., AbstractContextManager[None]]:
+    """A context in which a tool is to end with status 1 and one message, of which parts are given."""
+
+    @contextmanager
+    def check(*parts: str) -> Iterator[None]:
+        with pytest.raises(SystemExit) as error:
+            yield
+        printed = capsys.readouterr().err
+        message = printed[printed.rindex("error: ") :]
+        assert error.value.code == 1 and "Traceback" not in printed
+        assert all(part in message for part in parts), message
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ TINY = [
 ]  # fmt: skip
 KINDS = ("star", "blob")
 
+pytestmark = pytest.mark.usefixtures("data_root")
 train_net, tool = load_tool("train_net"), load_tool("draw_airm_figures")
 
 
@@ -53,21 +54,11 @@ def check_files(picture: Path, numbers: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("datasets")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, root):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, root) -> dict[str, Path]:
+def trained(tmp_path_factory, drawn_data) -> dict[str, Path]:
     """The runs of Fig. 2 in small: an encoder, and on it one SIRMF, one for stars, one for blobs, and an AIRMF."""
     output = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
+        patch.setenv("DETECTRON2_DATASETS", str(drawn_data))
         runs = {"kernel_3_sirmf": train("kernel_3_sirmf", output / "kernel_3_sirmf")}
         frozen = ["MODEL.AIRM.FROZEN_ENCODER", str(runs["kernel_3_sirmf"] / "model_final.pth")]
         frozen += ["MODEL.PLAIN_CNN.KERNEL_SIZE", "3"]
@@ -98,19 +89,18 @@ def test_figure_2_from_training_to_picture(trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_encoder_of_a_category_is_the_frozen_one_and_resuming_needs_it_no_more(trained, tmp_path, capsys):
+def test_the_encoder_of_a_category_is_the_frozen_one_and_resuming_needs_it_no_more(trained, tmp_path, fails):
     states = {name: read_torch(str(trained[name] / "model_final.pth"))["model"] for name in trained}
     for name, value in states["kernel_3_sirmf"].items():
         same = [(states[run][name] == value).all().item() for run in ("star", "blob", "categories_sirmf")]
         assert all(same) if name.startswith("encoder.") else not any(same), name
     options = ["MODEL.AIRM.FROZEN_ENCODER", "gone.pth", "MODEL.PLAIN_CNN.KERNEL_SIZE", "3", "SOLVER.MAX_ITER", "4"]
     train("categories_sirmf", trained["star"], *options, kinds=("star",), resume=True)
-    with pytest.raises(SystemExit):
+    with fails("MODEL.AIRM.FROZEN_ENCODER: no checkpoint gone.pth"):
         train("categories_sirmf", tmp_path, *options, kinds=("star",), resume=True)
-    assert "MODEL.AIRM.FROZEN_ENCODER: no checkpoint gone.pth" in capsys.readouterr().err
 
 
-def test_figure_6(airm_weights, root, tmp_path):
+def test_figure_6(airm_weights, tmp_path):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     files = [folder / "000001_im.jpg", folder / "000001_seg.png"]
     options = ["--weights", airm_weights, "--device", "cpu", "--output", tmp_path / "maps.png"]
@@ -122,7 +112,7 @@ def test_figure_6(airm_weights, root, tmp_path):
 
 
 @pytest.mark.parametrize("dots", [[], ["--dots"]])
-def test_figure_7(airm_weights, root, tmp_path, dots):
+def test_figure_7(airm_weights, tmp_path, dots):
     names = ["synthetic_refinement_val_star_4_96x72", "synthetic_refinement_val_blob_4_96x72"]
     output = tmp_path / "new" / "points.png"
     options = ["--weights", airm_weights, "--device", "cpu", "--max-side", 64, "--output", output, *dots]
@@ -190,7 +180,7 @@ def test_enlarged_parts_are_a_tenth_of_the_image_and_within_it():
 
 
 @pytest.mark.parametrize("zoom", [[], ["--zoom", 20, 30, "--zoom", 0, 71]])
-def test_coarse_to_fine(airm_weights, root, tmp_path, zoom):
+def test_coarse_to_fine(airm_weights, tmp_path, zoom):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     files = [str(folder / f"000001_{kind}") for kind in ("im.jpg", "seg.png", "gt.png")]
     options = ["--weights", airm_weights, "--device", "cpu", "--output", tmp_path / "steps.png", *zoom]
@@ -205,19 +195,12 @@ def test_coarse_to_fine(airm_weights, root, tmp_path, zoom):
     assert "IoU" not in draw("coarse-to-fine", *files[:2], *options)["steps"][0]
 
 
-def test_coarse_to_fine_of_an_empty_mask_is_refused(airm_weights, root, tmp_path):
+def test_coarse_to_fine_of_an_empty_mask_is_refused(airm_weights, tmp_path):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((72, 96), np.uint8))
     with pytest.raises(UserError, match=r"empty.png: an empty mask has nothing to refine"):
-        draw(
-            "coarse-to-fine",
-            folder / "000001_im.jpg",
-            tmp_path / "empty.png",
-            "--device",
-            "cpu",
-            "--weights",
-            airm_weights,
-        )
+        files = [folder / "000001_im.jpg", tmp_path / "empty.png"]
+        draw("coarse-to-fine", *files, "--device", "cpu", "--weights", airm_weights)
 
 
 @pytest.mark.parametrize(
@@ -229,13 +212,12 @@ def test_coarse_to_fine_of_an_empty_mask_is_refused(airm_weights, root, tmp_path
         (["parameters", "synthetic_refinement_val_2_96x72", "--weights", "c.pth"], "no weights c.pth"),
     ],
 )
-def test_bad_input_ends_in_one_message(arguments, message, capsys):
-    with pytest.raises(SystemExit) as e:
+def test_bad_input_ends_in_one_message(arguments, message, fails):
+    with fails(message):
         run(tool.main, tool.argument_parser().parse_args(arguments))
-    assert e.value.code == 1 and message in capsys.readouterr().err
 
 
-def test_a_figure_of_an_unknown_kind_is_refused(airm_weights, tmp_path, root):
+def test_a_figure_of_an_unknown_kind_is_refused(airm_weights, tmp_path):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     files = [folder / "000001_im.jpg", folder / "000001_seg.png"]
     with pytest.raises(UserError, match=r"maps\.txt: a figure is written as one of \.jpg, "):

@@ -17,17 +17,9 @@ from tests.support.models import load_tool, tiny_cfg
 
 DATASET = "shapes_val_2_96px"
 
+pytestmark = pytest.mark.usefixtures("data_root")
+
 tool = load_tool("draw_patchdct_figures")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("datasets")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, root):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +125,6 @@ def test_a_model_that_finds_nothing(weights, airm_weights, tmp_path):
         ),
     ],
 )
-def test_bad_input_ends_in_one_message(arguments, message, capsys):
-    with pytest.raises(SystemExit) as e:
+def test_bad_input_ends_in_one_message(arguments, message, fails):
+    with fails(message):
         run(tool.main, tool.argument_parser().parse_args(arguments))
-    assert e.value.code == 1 and message in capsys.readouterr().err

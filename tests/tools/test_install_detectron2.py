@@ -57,33 +57,26 @@ def run_python(code: str, site: Path) -> str:
     return subprocess.run(command, env=environment, cwd=site, check=True, capture_output=True, text=True).stdout
 
 
-def test_another_archive_is_refused(tool: types.ModuleType, archive: Path) -> None:
+def test_another_archive_is_refused(tool: types.ModuleType, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     with pytest.raises(SystemExit) as stop:
         tool.check_archive(archive)
     message = str(stop.value)
     assert str(archive) in message and found in message and tool.ARCHIVE_SHA256 in message
     assert "Nothing was installed" in message and "INSTALL.md" in message
-
-
-def test_the_known_archive_is_accepted(tool: types.ModuleType, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool, "ARCHIVE_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
-    tool.check_archive(archive)
-
-
-def test_nothing_is_installed_from_another_archive(
-    tool: types.ModuleType, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(tool, "find_detectron2", lambda: None)
     monkeypatch.setattr(tool, "install", lambda wheel: pytest.fail(f"installed {wheel}"))
     monkeypatch.setattr(sys, "argv", [str(TOOL), "--archive", str(archive)])
     with pytest.raises(SystemExit, match="SHA-256"):
         tool.main()
+    monkeypatch.setattr(tool, "ARCHIVE_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    tool.check_archive(archive)
 
 
-def test_pip_is_given_the_hash_before_it_runs_anything(
+def test_pip_is_given_the_hash_before_it_runs_anything_and_a_failing_download_names_the_ways_out(
     tool: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """pip is given the hash before it runs anything; a failure names the ways out."""
     calls: list[tuple[str, ...]] = []
 
     def pip(*arguments: str) -> None:
@@ -95,9 +88,13 @@ def test_pip_is_given_the_hash_before_it_runs_anything(
     assert calls[0][0] == "download" and "--require-hashes" in calls[0]
     requirement = (tmp_path / "requirements.txt").read_text()
     assert requirement == f"detectron2-cdo==0.5 --hash=sha256:{tool.ARCHIVE_SHA256}\n"
+    monkeypatch.undo()
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(SystemExit, match=r"`pip download` failed.*--archive.*INSTALL\.md"):
+        tool.download(tmp_path)
 
 
-def test_the_wheel_holds_the_package_unchanged_but_for_the_import_of_the_shims(installed: Path) -> None:
+def test_the_wheel_holds_the_package_and_the_shims(installed: Path, tool: types.ModuleType) -> None:
     package = installed / "detectron2"
     for name in ("layers/__init__.py", "model_zoo/configs/Base.yaml"):
         assert (package / name).read_text() == SOURCES[f"detectron2/{name}"]
@@ -105,9 +102,6 @@ def test_the_wheel_holds_the_package_unchanged_but_for_the_import_of_the_shims(i
     assert start == "" and added.strip().startswith("from . import _pypi_shims")
     assert (package / "_pypi_shims.py").read_text() == TOOL.with_name("detectron2_pypi_shims.py").read_text()
     assert not (installed / "projects").exists()
-
-
-def test_pip_knows_the_installed_package(tool: types.ModuleType, installed: Path) -> None:
     code = (
         "from importlib import metadata; found = metadata.distribution('detectron2');"
         "print(found.metadata['Name'], found.version, *found.requires, sep='|');"
@@ -119,6 +113,11 @@ def test_pip_knows_the_installed_package(tool: types.ModuleType, installed: Path
     assert (installed / f"detectron2-{tool.VERSION}.dist-info" / "licenses" / "LICENSE").read_text() == SOURCES[
         "LICENSE"
     ]
+    assert not tool.is_outdated(package)
+    (package / "_pypi_shims.py").write_text("# an older one\n")
+    assert tool.is_outdated(package)
+    (package / "_pypi_shims.py").unlink()
+    assert not tool.is_outdated(package)
 
 
 def test_compiled_operators_raise_only_when_they_are_used(installed: Path) -> None:
@@ -178,20 +177,3 @@ def test_a_folder_without_python_package_is_no_detectron2(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [importlib.machinery.PathFinder])
     assert tool.find_detectron2() is None
-
-
-def test_only_an_own_package_with_other_shims_is_outdated(tool: types.ModuleType, installed: Path) -> None:
-    package = installed / "detectron2"
-    assert not tool.is_outdated(package)
-    (package / "_pypi_shims.py").write_text("# an older one\n")
-    assert tool.is_outdated(package)
-    (package / "_pypi_shims.py").unlink()
-    assert not tool.is_outdated(package)
-
-
-def test_a_failing_download_names_the_ways_out(
-    tool: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
-    with pytest.raises(SystemExit, match=r"`pip download` failed.*--archive.*INSTALL\.md"):
-        tool.download(tmp_path)

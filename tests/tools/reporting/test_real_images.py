@@ -1,10 +1,7 @@
 """A report on COCO's own images and annotations: polygons, crowd regions, 80 classes, photographs of every size."""
 
 import json
-import os
-from pathlib import Path
 
-import pytest
 from pycocotools.coco import COCO
 
 from reporting import write_report
@@ -13,9 +10,8 @@ from tests.tools.reporting.browser import drawn_card
 from tests.tools.reporting.test_report_command import blocks
 
 
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT does not name a folder of real data")
-def test_the_truth_as_detections_is_without_fault(tmp_path, clean):
-    root = Path(os.environ["REAL_DATA_ROOT"]) / "coco"
+def test_the_truth_as_detections_is_without_fault(tmp_path, clean, real_data):
+    root = real_data / "coco"
     json_file = root / "annotations" / "instances_val2017.json"
     truth = COCO(str(json_file))
     objects = [a for a in truth.anns.values() if not a["iscrowd"]]

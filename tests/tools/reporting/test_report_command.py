@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
 from airm.evaluation import intersection_and_union
@@ -18,41 +18,20 @@ from tests.support.models import load_tool
 from tests.support.training import AIRM, PATCHDCT
 from tests.tools.reporting.browser import drawn_card, texts
 
-TINY, TINY_AIRM = PATCHDCT.opts, AIRM.opts
-SHAPES, SYNTHETIC = "configs/patchdct/shapes/patchdct_shapes.yaml", "configs/airm/small/airm_synthetic.yaml"
 TINY_DETECTIONS = 5  # a random model finds as many as it may, some with empty masks
-VAL, AIRM_VAL = "shapes_val_6_96px", "synthetic_refinement_val_5_96x72"
+VAL, AIRM_VAL = PATCHDCT.test_set, AIRM.test_set
 
-train_net, tool = load_tool("train_net"), load_tool("report")
-
-
-def finish(root: Path, output: Path, config: str, opts: list[str]) -> Path:
-    """Train and evaluate in a moment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        arguments = ["--config-file", config, *opts, "OUTPUT_DIR", str(output)]
-        run(train_net.launch, train_net.main, train_net.argument_parser().parse_args(arguments))
-    return output
+tool = load_tool("report")
 
 
-@pytest.fixture(scope="session")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("datasets")
+@pytest.fixture
+def instances(trained_patchdct, data_root) -> Path:
+    return trained_patchdct
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, root):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-
-
-@pytest.fixture(scope="session")
-def instances(tmp_path_factory, root) -> Path:
-    return finish(root, tmp_path_factory.mktemp("runs") / "instances", SHAPES, TINY)
-
-
-@pytest.fixture(scope="session")
-def refinement(tmp_path_factory, root) -> Path:
-    return finish(root, tmp_path_factory.mktemp("runs") / "refinement", SYNTHETIC, TINY_AIRM)
+@pytest.fixture
+def refinement(trained_airm, data_root) -> Path:
+    return trained_airm
 
 
 def make(*arguments: Any) -> None:
@@ -112,7 +91,7 @@ def test_detections_that_were_not_kept_are_made_again(instances, tmp_path):
     assert [item["disagreements"]["0-1"] for item in data["data"]["items"]] == [0.0, 0.0]
 
 
-def test_report_of_refinement(refinement, tmp_path, root, clean):
+def test_report_of_refinement(refinement, tmp_path, clean):
     page = tmp_path / "report.html"
     lost = Path(shutil.copytree(refinement, tmp_path / "lost"))
     (lost / "inference" / AIRM_VAL / "refined_masks.json").unlink()
@@ -125,11 +104,11 @@ def test_report_of_refinement(refinement, tmp_path, root, clean):
     clean.get(page.as_uri())
     drawn_card(clean)
     panels = texts(clean, "#cards > li:first-child figcaption")
-    assert panels == ["Truth", "Coarse mask", "A: refinement", "B: lost", "Difference of A and B"]
+    assert panels == ["Truth", "Coarse mask", f"A: {refinement.name}", "B: lost", "Difference of A and B"]
     assert clean.execute_script("return document.getElementById('class').offsetParent") is None
 
 
-def test_kept_masks_are_those_that_were_evaluated(refinement, root):
+def test_kept_masks_are_those_that_were_evaluated(refinement):
     folder = refinement / "inference" / AIRM_VAL
     entries = json.loads((folder / "refined_masks.json").read_text())
     assert [entry["image_id"] for entry in entries] == [f"{i:06d}" for i in range(1, 6)]
@@ -149,51 +128,44 @@ def test_tables_alone_need_no_data(instances, tmp_path, monkeypatch):
     assert blocks(page)["data"]["items"] == [] and "Boundary AP on" in page.read_text()
 
 
-def fails(capsys, *arguments: Any) -> str:
-    with pytest.raises(SystemExit) as exit_:
-        make(*arguments)
-    assert exit_.value.code == 1
-    return capsys.readouterr().err
-
-
-def test_bad_input_ends_in_one_message(instances, refinement, tmp_path, capsys):
+def test_bad_input_ends_in_one_message(instances, refinement, tmp_path, fails):
     page = tmp_path / "report.html"
-    assert "finished evaluation" in fails(capsys, tmp_path, "--output", page)
-    assert "not of both" in fails(capsys, instances, refinement, "--output", page)
-    other = _without_patches(instances, tmp_path)
-    assert "none of the runs is of PatchDCT" in fails(capsys, other, "--patch-labels", "--output", page)
-    assert "AIRM" in fails(capsys, refinement, "--patch-labels", "--output", page)
+    with fails("finished evaluation"):
+        make(tmp_path, "--output", page)
+    with fails("not of both"):
+        make(instances, refinement, "--output", page)
+    other = copy(instances, tmp_path / "mask_rcnn")
+    config = (other / "config.yaml").read_text().replace("MaskRCNNPatchDCTHead", "MaskRCNNConvUpsampleHead")
+    (other / "config.yaml").write_text(config)
+    with fails("none of the runs is of PatchDCT"):
+        make(other, "--patch-labels", "--output", page)
+    with fails("AIRM"):
+        make(refinement, "--patch-labels", "--output", page)
     bare = copy(instances, tmp_path / "bare")
     shutil.rmtree(bare / "inference")
-    message = fails(capsys, bare, "--output", page)
-    assert "bare" in message and "MODEL.WEIGHTS" in message
+    with fails("bare", "MODEL.WEIGHTS"):
+        make(bare, "--output", page)
     assert not page.exists() and not list(tmp_path.glob("*.part*"))
     page.write_text("mine")
-    assert "--overwrite" in fails(capsys, instances, "--output", page)
+    with fails("--overwrite"):
+        make(instances, "--output", page)
     assert page.read_text() == "mine"
 
 
-def _without_patches(run: Path, folder: Path) -> Path:
-    other = copy(run, folder / "mask_rcnn")
-    config = (other / "config.yaml").read_text().replace("MaskRCNNPatchDCTHead", "MaskRCNNConvUpsampleHead")
-    (other / "config.yaml").write_text(config)
-    return other
-
-
-def test_an_image_that_cannot_be_read_is_named(instances, tmp_path, capsys):
+def test_an_image_that_cannot_be_read_is_named(instances, tmp_path, monkeypatch, fails):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))  # the others are not to be damaged
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", {name: entry for name, entry in catalog.data.items() if name != VAL})
     make(instances, "--max-images", 1, "--output", tmp_path / "report.html")
-    image = Path(MetadataCatalog.get(VAL).image_root) / "000001.jpg"
-    content = image.read_bytes()
-    try:
-        image.write_bytes(b"no image")
-        assert "000001.jpg" in fails(capsys, instances, "--output", tmp_path / "other.html")
-    finally:
-        image.write_bytes(content)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    (Path(MetadataCatalog.get(VAL).image_root) / "000001.jpg").write_bytes(b"no image")
+    with fails("000001.jpg"):
+        make(instances, "--output", tmp_path / "other.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "report.html"]
 
 
-def test_a_changed_data_set_is_noticed(refinement, tmp_path, capsys):
+def test_a_changed_data_set_is_noticed(refinement, tmp_path, fails):
     changed = copy(refinement, tmp_path / "changed")
     file = changed / "inference" / AIRM_VAL / "refined_masks.json"
     file.write_text(json.dumps(json.loads(file.read_text())[1:]))
-    assert "000001" in fails(capsys, changed, "--output", tmp_path / "report.html")
+    with fails("000001"):
+        make(changed, "--output", tmp_path / "report.html")

@@ -84,7 +84,7 @@ def test_names_tell_runs_apart(tmp_path):
     assert [run.name for run in read_runs(folders, ["b", "a"])] == ["b", "a"]
 
 
-def test_curves_of_a_resumed_and_interrupted_training(tmp_path):
+def test_curves_of_a_resumed_and_interrupted_and_of_a_long_training(tmp_path):
     lines = [{"iteration": i, "total_loss": 10.0 - i, "lr": 0.1} for i in (1, 2, 3)]
     lines += [{"iteration": 3, "total_loss": 5.0}, {"iteration": 4, "segm/AP": float("nan"), "segm/AP50": 1}]
     path = tmp_path / "metrics.json"
@@ -95,10 +95,6 @@ def test_curves_of_a_resumed_and_interrupted_training(tmp_path):
         "segm/AP50": [(4, 1.0)],
     }
     assert read_curves(tmp_path / "none.json") == {}
-
-
-def test_long_curves_become_means_of_neighbours(tmp_path):
-    path = tmp_path / "metrics.json"
     path.write_text("\n".join(json.dumps({"iteration": i, "total_loss": i % 2}) for i in range(800)))
     curve = read_curves(path)["total_loss"]
     assert len(curve) == 400 and curve[0] == (1, 0.5) and curve[-1] == (799, 0.5)
@@ -126,11 +122,8 @@ def test_tables_put_runs_and_the_papers_figures_together(tmp_path):
     assert boundary.rows[1][1] == ["24.5 / 24.7"] and boundary.rows[2][1] == ["+0.50"]
     classes = tables["AP of each class on coco_2017_val"]
     assert classes.is_detail and classes.rows == [("cat", ["12.50", "12.50"])]
-
-
-def test_the_papers_figures_are_of_the_papers_data_alone(tmp_path):
-    run = read_run(write_run(tmp_path / "patchdct_R_50_FPN_1x_coco", ("shapes_val",)))
-    assert [len(table.rows) for table in metric_tables([run])] == [1, 1, 1]
+    run = read_run(write_run(tmp_path / "shapes" / "patchdct_R_50_FPN_1x_coco", ("shapes_val",)))
+    assert [len(table.rows) for table in metric_tables([run])] == [1, 1, 1], "these are of the paper's data alone"
 
 
 def test_records_are_spread_evenly():
