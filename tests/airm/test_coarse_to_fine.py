@@ -6,19 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch import Tensor
 from torch.nn import functional as F
 
 from airm.coarse_to_fine import ALIGNMENT, CoarseToFine, Settings, grid_axis, resize_reads, split_axis
 from airm.implicit_mapping import query_grid
 from airm.meta_arch import AIRM
-from tests.support.models import disc, tiny_airm_cfg
-
-
-def make_model(**airm) -> AIRM:
-    torch.manual_seed(0)
-    return build_model(tiny_airm_cfg(**airm)).eval()
+from tests.support.models import disc, untrained_airm
 
 
 def make_input(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -54,29 +48,27 @@ def plain_refinement(model: AIRM, image: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(160, 224), (131, 307)])
 @torch.no_grad()
 def test_querying_what_is_read_equals_querying_all(size):
-    model = make_model(QUERY_CHUNK=1000, MIN_SIZE_TEST=0)
+    model = untrained_airm(QUERY_CHUNK=1000, MIN_SIZE_TEST=0)
     image, mask = make_input(*size)
     torch.testing.assert_close(model.refine(image, mask), plain_refinement(model, image, mask), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (5, 2), (33, 47), (63, 64)])
-def test_any_size(size):
-    refined = make_model().refine(make_input(*size)[0], torch.ones(1, *size))
+def test_any_size(model, size):
+    refined = model.refine(make_input(*size)[0], torch.ones(1, *size))
     assert refined.shape == (1, *size) and refined.isfinite().all() and refined.min() >= 0 and refined.max() <= 1
 
 
-def test_an_empty_mask_stays_empty_and_no_mask_gives_none():
+def test_an_empty_mask_stays_empty_and_no_mask_gives_none(model):
     image, mask = make_input(40, 50)
-    model = make_model()
     refined = model.refine(image, torch.cat([mask, torch.zeros_like(mask)]))
     assert refined[0].max() > 0 and refined[1].max() == 0
     assert model.refine(image, mask[:0]).shape == (0, 40, 50)
 
 
-def test_several_masks_are_as_each_alone():
+def test_several_masks_are_as_each_alone(model):
     image, mask = make_input(70, 90)
     masks = torch.cat([mask, mask.flip(2).roll(9, 1), 1 - mask])
-    model = make_model()
     together = model.refine(image, masks)
     for i in range(3):
         torch.testing.assert_close(together[i : i + 1], model.refine(image, masks[i : i + 1]))
@@ -85,7 +77,7 @@ def test_several_masks_are_as_each_alone():
 @pytest.mark.parametrize("tile_size", [0, 96])
 @pytest.mark.parametrize("width", [120, 450])  # one ratio, and two of them
 def test_batches_are_single_ones(width, tile_size):
-    model, size = make_model(TILE_SIZE=tile_size, UNDECIDED=0.0), (60, width)
+    model, size = untrained_airm(TILE_SIZE=tile_size, UNDECIDED=0.0), (60, width)
     images = torch.randint(255, (4, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     masks = torch.stack([disc(*size, (60, 30), radius) for radius in (10, 15, 20, 20)])
     masks[3] = False
@@ -97,21 +89,15 @@ def test_batches_are_single_ones(width, tile_size):
     assert torch.equal(model.refine_batch(images, masks, replace(model.settings, min_confidence=1.0)), masks.float())
 
 
-def smoother(calls: list[tuple[int, int]]):
-    """A network whose answer is the mask it sees: what tiles and resizing do to it is all there is to see."""
+def refine_smoothly(mask: Tensor, calls: list[tuple[int, int]], settings: Settings) -> Tensor:
+    """Refine (1, H, W) by a network whose answer is the mask it sees: what tiles and resizing do is all to see."""
 
     def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
         calls.append(tuple(masks.shape[2:]))
         y, x = torch.meshgrid(rows, cols, indexing="ij")
         return F.grid_sample(masks, torch.stack([x, y], -1)[None], align_corners=False, padding_mode="border")
 
-    return step
-
-
-def refine_smoothly(mask: Tensor, calls: list[tuple[int, int]], settings: Settings) -> Tensor:
-    """(1, H, W) refined by the smoother."""
-    images = torch.zeros(1, 3, *mask.shape[1:])
-    return CoarseToFine(smoother(calls), images, settings).refine(mask[None])[0]
+    return CoarseToFine(step, torch.zeros(1, 3, *mask.shape[1:]), settings).refine(mask[None])[0]
 
 
 def test_tiles_put_each_answer_in_its_place():
@@ -140,7 +126,7 @@ def test_above_the_first_ratio_only_the_boundary_is_refined():
 
 @torch.no_grad()
 def test_tiles_are_near_the_whole_image():
-    model = make_model(TILE_HALO=48, MIN_SIZE_TEST=0)
+    model = untrained_airm(TILE_HALO=48, MIN_SIZE_TEST=0)
     image, mask = make_input(300, 420)
     whole = model.refine(image, mask)
     tiled = model.refine(image, mask, replace(model.settings, tile_size=192))
@@ -150,20 +136,17 @@ def test_tiles_are_near_the_whole_image():
 
 
 def test_ratios_below_the_smallest_size_are_left_out():
-    calls: list[tuple[int, int]] = []
-    mask = make_input(200, 300)[1]
-    refine_smoothly(mask, calls, Settings(min_size_test=150))
-    assert len(calls) == 2  # 0.5 and 1 of 300 pixels
-    calls.clear()
-    refine_smoothly(mask, calls, Settings(min_size_test=1000))
-    assert len(calls) == 1
+    for least, passes in ((150, 2), (1000, 1)):  # 0.5 and 1 of 300 pixels; 1 alone
+        calls: list[tuple[int, int]] = []
+        refine_smoothly(make_input(200, 300)[1], calls, Settings(min_size_test=least))
+        assert len(calls) == passes
 
 
 def test_chunks_bound_what_is_evaluated_at_once(monkeypatch):
     largest = []
     original = torch.baddbmm
     monkeypatch.setattr(torch, "baddbmm", lambda b, x, w: largest.append(x.shape[1]) or original(b, x, w))
-    model = make_model(QUERY_CHUNK=2000, RATIOS=[1.0])
+    model = untrained_airm(QUERY_CHUNK=2000, RATIOS=[1.0])
     image, mask = make_input(320, 240)
     refined = model.refine(image, mask)
     assert max(largest[1:]) <= 2000 and largest[0] == (320 + 64) // 4 * (240 + 64) // 4
@@ -172,9 +155,8 @@ def test_chunks_bound_what_is_evaluated_at_once(monkeypatch):
     torch.testing.assert_close(at_once, refined, rtol=0, atol=1e-6)
 
 
-def test_guard_keeps_the_coarse_mask_where_the_model_is_not_sure():
+def test_guard_keeps_the_coarse_mask_where_the_model_is_not_sure(model):
     image, mask = make_input(64, 64)
-    model = make_model()
     soft = model.refine(image, mask)
     limit = (2 * soft - 1).abs().median().item()
     guarded = model.refine(image, mask, replace(model.settings, min_confidence=limit))
@@ -212,6 +194,7 @@ def test_grids_are_aligned_and_reflect_the_image(n, ratio):
     ("n", "tile", "halo"), [(512, 512, 32), (528, 512, 32), (2624, 512, 32), (96, 64, 16), (4064, 384, 48)]
 )
 def test_windows_cover_the_grid_with_their_halo(n, tile, halo):
+    assert len(split_axis(n, 0, halo)) == 1  # no tiles unless asked for
     spans = split_axis(n, tile, halo)
     covered = np.concatenate([np.arange(s.low, s.high) for s in spans])
     assert covered.tolist() == list(range(n))
@@ -220,7 +203,3 @@ def test_windows_cover_the_grid_with_their_halo(n, tile, halo):
         assert 0 <= span.start <= span.low and span.high <= span.stop <= n
     for left, right in itertools.pairwise(spans):
         assert left.stop - left.high >= halo - 1 and right.low - right.start >= halo - ALIGNMENT // 2
-
-
-def test_no_tiles_unless_asked_for():
-    assert len(split_axis(6000, 0, 32)) == 1

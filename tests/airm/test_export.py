@@ -12,42 +12,12 @@ from airm import Refiner
 from airm.coarse_to_fine import Settings
 from airm.exported import ExportedRefiner, RefinementStep, check_refiner, export_refiner
 from patchdct.mask_network import MaskNetwork, export_mask_branch
-from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 from pixelmask.export import TOLERANCE, ExportedFile
-from tests.support.models import disc, tiny_airm_cfg, tiny_cfg
+from tests.support.checkpoints import save_model
+from tests.support.models import disc, tiny_airm_cfg, tiny_cfg, untrained_airm
 
 SEVERAL_RATIOS = {"RATIOS": [0.25, 0.5, 1.0], "MIN_SIZE_TEST": 32, "PADDING": 16, "TILE_HALO": 0}
-
-
-def small_cfg(**airm):
-    cfg = tiny_airm_cfg(**airm)
-    cfg.MODEL.MIT.DEPTHS = [1, 1, 1, 1]
-    return cfg
-
-
-def plain_cfg(**airm):
-    cfg = load_cfg("configs/airm/figure_2/kernel_3_sirmf.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]).clone()
-    cfg.defrost()
-    cfg.MODEL.PLAIN_CNN.CHANNELS = 8
-    cfg.MODEL.PLAIN_CNN.NUM_LAYERS = 2
-    for key, value in airm.items():
-        cfg.MODEL.AIRM[key] = value
-    return cfg
-
-
-def resnet_cfg():
-    cfg = load_cfg("configs/airm/airm_R_50.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]).clone()
-    cfg.defrost()
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.AIRM.HIDDEN_FEATURES = [8]
-    return cfg
-
-
-def make_model(cfg):
-    torch.manual_seed(0)
-    return build_model(cfg).eval()
 
 
 def export(model, path, size=None, queries=False) -> ExportedFile:
@@ -84,10 +54,7 @@ def assert_same(file, model, height, width):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The weights of a small AIRM with several ratios."""
-    cfg = small_cfg(**SEVERAL_RATIOS)
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": make_model(cfg).state_dict(), "config": cfg.dump()}, path)
-    return path
+    return save_model(tiny_airm_cfg(**SEVERAL_RATIOS), tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +94,7 @@ def test_onnx_names_what_it_takes(queries):
 
 @pytest.mark.slow
 def test_pt2_of_any_size_says_which_are_too_small(tmp_path):
-    model = make_model(small_cfg(MAPPING="SIRMF"))
+    model = untrained_airm(MAPPING="SIRMF")
     file = export(model, tmp_path / "step.pt2")
     for size in ((64, 64), (96, 160), (176, 112)):
         assert_same(file, model, *size)
@@ -135,18 +102,20 @@ def test_pt2_of_any_size_says_which_are_too_small(tmp_path):
         file(*draw(32, 64))
 
 
-@pytest.mark.parametrize(("make_cfg", "suffix"), [(small_cfg, ".pt2"), (plain_cfg, ".onnx"), (resnet_cfg, ".onnx")])
-def test_fixed_size(tmp_path, make_cfg, suffix):
-    model = make_model(make_cfg())
+@pytest.mark.parametrize(("encoder", "suffix"), [("mit", ".pt2"), ("plain", ".onnx"), ("resnet", ".onnx")])
+def test_fixed_size(tmp_path, encoder, suffix):
+    model = untrained_airm(encoder)
     file = export(model, tmp_path / f"step{suffix}", (64, 96))
     assert_same(file, model, 64, 96)
     with pytest.raises(UserError, match="cannot be run"):
         file(*draw(96, 64))
+    with pytest.raises(UserError, match=f"step{suffix} is no refiner with queries; .* --queries"):
+        ExportedRefiner(tmp_path / f"step{suffix}")
 
 
 @pytest.mark.slow
 def test_plain_cnn_of_any_size(tmp_path):
-    model = make_model(plain_cfg(MAPPING="AIRMF", HYPERNETWORK_CHANNELS=[8], HIDDEN_FEATURES=[8], RANK=4))
+    model = untrained_airm("plain", RANK=4)
     file = export(model, tmp_path / "step.onnx")
     for size in ((64, 64), (80, 48)):
         assert_same(file, model, *size)
@@ -182,7 +151,7 @@ def test_unsure_pixels_keep_the_coarse_mask(checkpoint, queries):
 
 @pytest.mark.slow
 def test_file_of_fixed_size_refines_in_its_tiles(checkpoint, tmp_path):
-    (tmp_path / "config.yaml").write_text(small_cfg(**{**SEVERAL_RATIOS, "RATIOS": [0.5, 1.0]}).dump())
+    (tmp_path / "config.yaml").write_text(tiny_airm_cfg(**{**SEVERAL_RATIOS, "RATIOS": [0.5, 1.0]}).dump())
     refiner = Refiner(checkpoint, config=tmp_path / "config.yaml", tile_size=128)
     path = tmp_path / "tile.pt2"
     export(refiner.model, path, (128, 128), queries=True)
@@ -195,7 +164,7 @@ def test_file_of_fixed_size_refines_in_its_tiles(checkpoint, tmp_path):
 
 
 def test_check_sees_another_network(tmp_path):
-    model = make_model(plain_cfg())
+    model = untrained_airm("plain", MAPPING="SIRMF")
     file = export(model, tmp_path / "step.pt2", (64, 64), queries=True)
     assert check_refiner(file, model, (64, 64)) <= TOLERANCE
     with torch.no_grad():
@@ -204,16 +173,14 @@ def test_check_sees_another_network(tmp_path):
 
 
 def test_sizes_that_the_encoder_does_not_take():
-    step = RefinementStep(make_model(plain_cfg()))
+    step = RefinementStep(untrained_airm("plain", MAPPING="SIRMF"))
     for size in ((100, 64), (64, 16)):
         with pytest.raises(UserError, match=f"multiples of 16 and at least 32 pixels, not {size[0]} x {size[1]}"):
             export_refiner(step, size)
 
 
-def test_files_that_are_no_refiner_with_queries(tmp_path):
-    mask_branch, step = tmp_path / "branch.pt2", tmp_path / "step.pt2"
-    export_mask_branch(MaskNetwork(build_model(tiny_cfg("mask_rcnn")).eval())).save(mask_branch)
-    export(make_model(plain_cfg()), step, (64, 64))
-    for path in (mask_branch, step):
-        with pytest.raises(UserError, match=f"{path.name} is no refiner with queries; .* --queries"):
-            ExportedRefiner(path)
+def test_a_mask_branch_is_no_refiner_with_queries(tmp_path):
+    path = tmp_path / "branch.pt2"
+    export_mask_branch(MaskNetwork(build_model(tiny_cfg("mask_rcnn")).eval())).save(path)
+    with pytest.raises(UserError, match="branch.pt2 is no refiner with queries; .* --queries"):
+        ExportedRefiner(path)

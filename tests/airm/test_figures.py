@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 
 from airm.figures.model import (
     encoder_input,
@@ -21,13 +20,7 @@ from airm.figures.model import (
 from airm.figures.runs import category_rows, distinct_parts, kernel_size_rows, read_run
 from pixelmask.config import get_cfg
 from pixelmask.errors import UserError
-from tests.support.models import tiny_airm_cfg
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return build_model(tiny_airm_cfg()).eval()
+from tests.support.models import untrained_airm
 
 
 def image_and_mask(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,12 +65,8 @@ def test_kernel_sizes_are_sorted_and_have_their_receptive_field(tmp_path):
     assert [r["dataset"] for r in kernel_size_rows([read_run(run) for run in runs])] == ["voc", "big", "big"]
     with pytest.raises(UserError, match="a was not evaluated on voc, but on big"):
         kernel_size_rows([read_run(runs[0])], "voc")
-
-
-def test_runs_of_another_encoder_have_no_kernel_size(tmp_path):
-    run = read_run(make_run(tmp_path / "mit", {"big": 80.0}, plain=False))
     with pytest.raises(UserError, match="build_mit_backbone"):
-        kernel_size_rows([run])
+        kernel_size_rows([read_run(make_run(tmp_path / "mit", {"big": 80.0}, plain=False))])
 
 
 def test_categories_have_three_bars(tmp_path):
@@ -179,20 +168,13 @@ def test_affinity_is_mutual_and_a_probability(model):
     assert here.attention.sum() == pytest.approx(1, rel=1e-5)
 
 
-def plain_model(affinity: bool):
-    cfg = tiny_airm_cfg(IN_FEATURES=["plain"], AFFINITY=affinity)
-    cfg.MODEL.BACKBONE.NAME = "build_plain_cnn_backbone"
-    cfg.MODEL.PLAIN_CNN.CHANNELS = 8
-    return build_model(cfg).eval()
-
-
 def test_a_cnn_has_affinity_alone_if_it_was_trained_for_it():
     image, mask = image_and_mask(32, 48)
-    maps = position_maps(plain_model(affinity=True), image, mask, (10, 10))
+    maps = position_maps(untrained_airm("plain", AFFINITY=True), image, mask, (10, 10))
     assert maps.attention is None and maps.affinity.shape == (8, 12)
     assert maps.affinity[maps.cell] == pytest.approx(np.exp(-1e-4))  # itself, at the least distance
     with pytest.raises(UserError, match="neither attention"):
-        position_maps(plain_model(affinity=False), image, mask, (10, 10))
+        position_maps(untrained_airm("plain"), image, mask, (10, 10))
 
 
 @pytest.mark.parametrize("position", [(96, 0), (0, 64), (-1, 0)])
@@ -204,7 +186,7 @@ def test_positions_outside_are_refused(model, position):
 # ---------------------------------------------------------------- predicted parameters
 
 
-def test_parameters_are_predicted_for_each_image(model):
+def test_parameters_are_predicted_for_each_image_by_airmf_alone(model):
     images = [image_and_mask(48, 64, seed) for seed in (0, 1, 0)]
     vectors = predict_parameters(model, [{"image": i, "coarse_mask": m} for i, m in images])
     # D = 4 x 8 channels and 6 coordinates, hidden 8 and 8, rank 20: A, B and bias of each layer
@@ -212,11 +194,8 @@ def test_parameters_are_predicted_for_each_image(model):
     assert vectors.shape == (3, sum(20 * (o + i) + o for o, i in layers)) and vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors[0], vectors[2])
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-6
-
-
-def test_a_sirmf_predicts_nothing():
     with pytest.raises(UserError, match="SIRMF"):
-        predict_parameters(build_model(tiny_airm_cfg(MAPPING="SIRMF")).eval(), [])
+        predict_parameters(untrained_airm(MAPPING="SIRMF"), [])
 
 
 def test_tsne_of_12_images_keeps_kinds_together_and_is_seeded(caplog):

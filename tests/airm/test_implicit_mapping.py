@@ -62,6 +62,8 @@ def test_shared_weights_do_not_depend_on_the_features():
     first, second = mapping(features(2)), mapping(torch.zeros(1, 256, 4, 4))
     assert all(torch.equal(a, b) for p, q in zip(first, second, strict=True) for a, b in zip(p, q, strict=True))
     assert first[0][0].shape == (1, 32, 262)
+    # The first layer takes features and six coordinates
+    assert layer_shapes(256, WIDTHS) == [(32, 262), (32, 32), (32, 32), (32, 32), (1, 32)]
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -96,18 +98,15 @@ def test_answer_at_a_feature_position_is_that_positions():
     torch.testing.assert_close(logits[0, 0, 2, 3], expected[0])
 
 
-def test_outermost_position_itself_has_two_like_neighbours():
-    # Both neighbours of q are the only position, at no distance: the weights are no 0/0
-    near = neighbours(torch.tensor([0.0]), 1)
-    assert near.indices.tolist() == [[0], [0]] and near.weights.sum() == 1 and near.offsets.tolist()[0] == [0]
-
-
 def test_neighbours_by_hand():
     # Four positions at -0.75, -0.25, 0.25, 0.75; q = -0.125 is a quarter of the way from the second to the third
     near = neighbours(torch.tensor([-0.125, -1.0]), 4)
     assert near.indices.tolist() == [[1, 0], [2, 0]]
     torch.testing.assert_close(near.offsets, torch.tensor([[-0.5, 1.0], [1.5, 1.0]]))
     torch.testing.assert_close(near.weights, torch.tensor([[0.75, 0.5], [0.25, 0.5]]))
+    # Both neighbours of q are the only position, at no distance: the weights are no 0/0
+    near = neighbours(torch.tensor([0.0]), 1)
+    assert near.indices.tolist() == [[0], [0]] and near.weights.sum() == 1 and near.offsets.tolist()[0] == [0]
 
 
 def test_gradients_reach_features_and_parameters():
@@ -129,7 +128,3 @@ def test_bfloat16_autocast_is_near_float32():
     with torch.autocast("cpu", torch.bfloat16):
         near = query_grid(features, parameters, centres, centres, 0.5, 500)
     assert (exact - near).abs().max() < 0.1 and (exact - near).abs().max() > 0
-
-
-def test_first_layer_takes_features_and_six_coordinates():
-    assert layer_shapes(256, [32, 32, 32, 32]) == [(32, 262), (32, 32), (32, 32), (32, 32), (1, 32)]

@@ -20,6 +20,7 @@ from airm.instances.work import (
 from pixelmask.data.coco_file import read_results
 from pixelmask.errors import UserError
 from pixelmask.rle import decode, encode, read_runs, to_rle
+from tests.support.catalogs import put
 from tests.support.models import disc
 
 H, W = 40, 52
@@ -116,25 +117,18 @@ def test_missing_files(tmp_path):
             find_instance_images([text])
 
 
-def touch(root: Path, *names: str) -> list[Path]:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return [root / name for name in names]
-
-
 def test_images_are_found(tmp_path):
-    touch(tmp_path / "a", "1.jpg", "sub/2.png", "notes.txt")
+    put(tmp_path / "a", "1.jpg", "sub/2.png", "notes.txt")
     found = find_instance_images([str(tmp_path / "a"), f"{tmp_path}/a/*.jpg"])
     assert [path.name for path in found] == ["1.jpg", "2.png"]
-    touch(tmp_path / "big", "x_im.jpg", "x_seg.png", "x_gt.png")
+    put(tmp_path / "big", "x_im.jpg", "x_seg.png", "x_gt.png")
     assert [path.name for path in find_instance_images([str(tmp_path / "big")])] == ["x_im.jpg"]
 
 
 def test_image_ids_of_annotations(tmp_path, monkeypatch):
-    files = touch(tmp_path / "images", "a/1.jpg", "b/1.jpg", "c.jpg")
+    put(tmp_path, "elsewhere.jpg")
+    files = [put(tmp_path, f"images/{name}") / "images" / name for name in ("a/1.jpg", "b/1.jpg", "c.jpg")]
     monkeypatch.chdir(tmp_path)
-    touch(Path(), "elsewhere.jpg")
     names = ["b/1.jpg", "1.jpg", "old/folder/c.jpg", "d.jpg", "elsewhere.jpg"]
     images = images_of_annotations(
         {"images": [{"id": 10 + i, "file_name": name} for i, name in enumerate(names)]}, files
@@ -144,17 +138,12 @@ def test_image_ids_of_annotations(tmp_path, monkeypatch):
 
 
 def test_image_ids_without_annotations(tmp_path):
-    files = touch(tmp_path, "000000000042.jpg", "COCO_val2014_000000000007.jpg", "x.png", "9.jpg", "09.jpg", "b_9.jpg")
+    names = ("000000000042.jpg", "COCO_val2014_000000000007.jpg", "x.png", "9.jpg", "09.jpg", "b_9.jpg")
+    files = [put(tmp_path, name) / name for name in names]
     ids = [42, "42", 7, "x", 9, 8]
     found = images_of_results([{"image_id": i} for i in ids], files)
     assert [image.id for image in found] == ["42", 7, "x", 9, 8]  # 42 and "42" are one image
-    assert [image.path and image.path.name for image in found] == [
-        "000000000042.jpg",
-        "COCO_val2014_000000000007.jpg",
-        "x.png",
-        "9.jpg",
-        None,
-    ]
+    assert [image.path and image.path.name for image in found] == [*names[:4], None]
     both = images_of_results([{"image_id": 9}], [path for path in files if path.stem != "9"])
     assert both[0].path is None  # 09.jpg or b_9.jpg
 
@@ -162,31 +151,15 @@ def test_image_ids_without_annotations(tmp_path):
 def test_png_folder(tmp_path):
     names = ["x/10.png", "x/9.png", "7/a.png", "y_2.png", "y_10.png", "y.png", "z_1.png", "z_1_3.png", "big_seg.png"]
     for k, name in enumerate(names):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(np.full((4, 5), 255 * (k % 2), np.uint8)).save(tmp_path / name)
-    images = [
-        InstanceImage(number, name, Path("images", name))
-        for number, name in (
-            (1, "x.jpg"),
-            (7, "seven.jpg"),
-            (3, "y.jpg"),
-            (4, "z_1.jpg"),
-            (5, "big_im.jpg"),
-            (6, "w.jpg"),
-        )
-    ]
+        Image.fromarray(np.full((4, 5), 255 * (k % 2), np.uint8)).save(put(tmp_path, name) / name)
+    numbers = {"x.jpg": 1, "seven.jpg": 7, "y.jpg": 3, "z_1.jpg": 4, "big_im.jpg": 5, "w.jpg": 6}
+    images = [InstanceImage(number, name, Path("images", name)) for name, number in numbers.items()]
     results = read_png_folder(tmp_path, images, category_id=2)
-    assert [(result["image_id"], result["mask_file"]) for result in results] == [
-        (1, "x/9.png"),
-        (1, "x/10.png"),
-        (7, "7/a.png"),
-        (3, "y.png"),
-        (3, "y_2.png"),
-        (3, "y_10.png"),
-        (4, "z_1.png"),
-        (4, "z_1_3.png"),
-        (5, "big_seg.png"),
-    ]
+    files: dict[int, list[str]] = {}
+    for result in results:
+        files.setdefault(result["image_id"], []).append(result["mask_file"])
+    ofy, ofz = ["y.png", "y_2.png", "y_10.png"], ["z_1.png", "z_1_3.png"]
+    assert files == {1: ["x/9.png", "x/10.png"], 7: ["7/a.png"], 3: ofy, 4: ofz, 5: ["big_seg.png"]}
     assert decode(results[0]["segmentation"]).all() and not decode(results[1]["segmentation"]).any()
     assert {(result["category_id"], result["score"]) for result in results} == {(2, 1.0)}
     with pytest.raises(UserError, match="no PNG masks of the 1 images"):

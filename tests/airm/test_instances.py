@@ -2,14 +2,12 @@
 
 import copy
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
@@ -23,7 +21,7 @@ from airm.refiner import Refiner
 from pixelmask.data.coco_file import CocoFile, check_results
 from pixelmask.errors import UserError
 from pixelmask.rle import decode, encode
-from tests.support.models import disc, tiny_airm_cfg
+from tests.support.models import disc
 
 H, W = 150, 180
 IMAGE = np.random.default_rng(0).integers(0, 255, (H, W, 3), np.uint8)
@@ -48,12 +46,8 @@ def in_crops(change=lambda mask: mask, **options) -> InstanceRefiner:
 
 
 @pytest.fixture(scope="module")
-def refiner(tmp_path_factory) -> Refiner:
-    torch.manual_seed(0)
-    cfg = tiny_airm_cfg()
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump()}, path)
-    return Refiner(path)
+def refiner(weights) -> Refiner:
+    return Refiner(weights)
 
 
 def result(mask: np.ndarray, **fields) -> dict:
@@ -81,6 +75,9 @@ def test_a_refinement_that_changes_nothing_returns_identical_results():
     outcome = in_crops().refine_results(IMAGE, results)
     assert json.dumps(outcome.results) == json.dumps(before) == json.dumps(results)
     assert (outcome.refined, outcome.changed, outcome.emptied, outcome.faults) == (5, 0, 0, [])
+    # But polygons become RLE
+    (answer,) = in_crops().refine_results(IMAGE, [{"segmentation": [[40, 30, 80, 30, 80, 70, 40, 70]]}]).results
+    assert decode(answer["segmentation"])[30:70, 40:80].all() and decode(answer["segmentation"]).sum() == 1600
 
 
 def test_changes_come_back_at_their_places():
@@ -89,20 +86,16 @@ def test_changes_come_back_at_their_places():
         mask = decode(old["segmentation"])
         up = np.vstack([mask[1:], np.zeros_like(mask[:1])])
         np.testing.assert_array_equal(decode(new["segmentation"]), up)
-        assert {k: v for k, v in old.items() if k != "segmentation"} == {
-            k: v for k, v in new.items() if k != "segmentation"
-        }
+        assert {**old, "segmentation": None} == {**new, "segmentation": None}
         assert isinstance(new["segmentation"]["counts"], str)
     assert outcome.changed == 5
 
 
-def test_masks_that_would_become_empty_stay():
+def test_masks_that_are_or_would_become_empty_stay():
     results = several()
     outcome = in_crops(lambda mask: mask * 0.499).refine_results(IMAGE, results)
     assert outcome.results == results and (outcome.refined, outcome.emptied, outcome.changed) == (5, 5, 0)
 
-
-def test_empty_masks_with_runs_of_no_pixels_are_left_alone():
     results = [
         {**result(np.zeros((H, W), bool)), "segmentation": {"size": [H, W], "counts": counts}}
         for counts in ([H * W, 0], [0, 0, H * W], [7, 0, H * W - 7])
@@ -120,12 +113,6 @@ def test_what_is_left_alone():
     # A crowd region, a mask that cannot be used, one that is empty, and low scores; full ones would be empty
     assert changed == [1] and outcome.refined == 3 and outcome.emptied == 2
     assert outcome.faults == [f"mask 3 of 6 has the size {[W, H]} (height, width), but its image is {[H, W]}"]
-
-
-def test_polygons_become_rle():
-    square = [40, 30, 80, 30, 80, 70, 40, 70]
-    (answer,) = in_crops().refine_results(IMAGE, [{"segmentation": [square]}]).results
-    assert decode(answer["segmentation"])[30:70, 40:80].all() and decode(answer["segmentation"]).sum() == 1600
 
 
 @pytest.mark.parametrize(
@@ -212,32 +199,13 @@ def test_values_out_of_range(refiner):
 @pytest.fixture
 def truth(tmp_path) -> CocoFile:
     """Two discs of different classes and a crowd region."""
-    annotations = [
-        {
-            "id": 1,
-            "image_id": 3,
-            "category_id": 4,
-            "iscrowd": 0,
-            "segmentation": encode(disc(H, W, (50, 60), 30).numpy()),
-        },
-        {
-            "id": 2,
-            "image_id": 3,
-            "category_id": 9,
-            "iscrowd": 0,
-            "segmentation": encode(disc(H, W, (130, 90), 20).numpy()),
-        },
-        {
-            "id": 3,
-            "image_id": 3,
-            "category_id": 4,
-            "iscrowd": 1,
-            "segmentation": encode(disc(H, W, (10, 10), 9).numpy()),
-        },
-    ]
-    for annotation in annotations:
-        annotation["bbox"] = mask_util.toBbox(annotation["segmentation"]).tolist()
-        annotation["area"] = float(mask_util.area(annotation["segmentation"]))
+    annotations = []
+    for k, (category, crowd, *circle) in enumerate(
+        [(4, 0, (50, 60), 30), (9, 0, (130, 90), 20), (4, 1, (10, 10), 9)], 1
+    ):
+        rle = encode(disc(H, W, *circle).numpy())
+        measures = {"bbox": mask_util.toBbox(rle).tolist(), "area": float(mask_util.area(rle)), "segmentation": rle}
+        annotations.append({"id": k, "image_id": 3, "category_id": category, "iscrowd": crowd, **measures})
     content = {
         "images": [{"id": 3, "file_name": "3.jpg", "height": H, "width": W}],
         "categories": [{"id": 9, "name": "b"}, {"id": 4, "name": "a"}],
@@ -256,8 +224,7 @@ def test_evaluation_before_and_after(truth):
     after = [result(m, category_id=c, image_id="3") for m, c in zip(discs, (4, 9), strict=True)] + rest
     evaluation = compare_instances(truth, before, after)
     assert evaluation["pairs"] == 2
-    assert evaluation["after"]["segm"]["AP"] == pytest.approx(100)
-    assert evaluation["after"]["boundary"]["AP"] == pytest.approx(100)
+    assert [evaluation["after"][kind]["AP"] for kind in ("segm", "boundary")] == pytest.approx([100, 100])
     assert evaluation["after"]["IoU"] == evaluation["after"]["mBA"] == 100
     ious = [(a & b).sum() / (a | b).sum() for a, b in zip(discs, shifted, strict=True)]
     assert evaluation["before"]["IoU"] == pytest.approx(100 * np.mean(ious))
@@ -321,11 +288,9 @@ def test_results_of_other_annotations(truth):
             check_results([good, bad], truth, "r.json")
 
 
-@pytest.mark.skipif("REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT names no folder of real data")
-def test_real_results_of_pycocotools_keep_everything():
+def test_real_results_of_pycocotools_keep_everything(real_data):
     """pycocotools' fake detections of COCO val2014, whose images are not needed when nothing changes."""
-    root = Path(os.environ["REAL_DATA_ROOT"], "coco_eval")
-    results = json.loads((root / "instances_val2014_fakesegm100_results.json").read_text())
+    results = json.loads((real_data / "coco_eval/instances_val2014_fakesegm100_results.json").read_text())
     groups: dict[int, list[dict]] = {}
     for entry in results:
         groups.setdefault(entry["image_id"], []).append(entry)

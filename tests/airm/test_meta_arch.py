@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from scipy import ndimage
 
 from airm.coarse_to_fine import Settings
-from airm.meta_arch import AIRM
-from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
-from tests.support.equations import literal_logit
-from tests.support.models import disc, tiny_airm_cfg
+from tests.support.equations import gradient_of, literal_logit
+from tests.support.models import disc, tiny_airm_cfg, untrained
 
 PARTS = {"loss_l1", "loss_l2", "loss_ce", "loss_gradient", "loss_affinity"}
 
@@ -26,18 +23,10 @@ def make_batch(batch: int = 2, size: int = 64) -> list[dict]:
     return samples
 
 
-def resnet(cfg):
-    cfg.merge_from_file("configs/airm/Base-AIRM-R.yaml")
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.AIRM.STAGE_CHANNELS = 8
-    return cfg
-
-
 @pytest.mark.parametrize("mapping", ["AIRMF", "SIRMF"])
 @pytest.mark.parametrize("affinity", [True, False])
 def test_every_loss_has_its_name_and_every_parameter_its_gradient(mapping, affinity):
-    torch.manual_seed(0)
-    model = build_model(tiny_airm_cfg(MAPPING=mapping, AFFINITY=affinity))
+    model = untrained(tiny_airm_cfg(MAPPING=mapping, AFFINITY=affinity))
     losses = model(make_batch())
     assert set(losses) == (PARTS if affinity else PARTS - {"loss_affinity"})
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
@@ -47,10 +36,7 @@ def test_every_loss_has_its_name_and_every_parameter_its_gradient(mapping, affin
 
 @pytest.mark.parametrize("affinity", [True, False])
 def test_resnet_encoders_train(affinity):
-    torch.manual_seed(0)
-    cfg = resnet(tiny_airm_cfg())
-    cfg.MODEL.AIRM.AFFINITY = affinity
-    model = build_model(cfg)
+    model = untrained(tiny_airm_cfg("resnet", AFFINITY=affinity))
     assert list(model.encoder.backbone.output_shape()) == ["stem", "res2", "res3", "res4"]
     losses = model(make_batch())
     sum(losses.values()).backward()
@@ -58,18 +44,10 @@ def test_resnet_encoders_train(affinity):
     assert ("loss_affinity" in losses) == affinity
 
 
-def test_weights_are_those_of_the_equations():
-    torch.manual_seed(0)
-    model = build_model(tiny_airm_cfg())
-    # 0.2, 0.2, 0.3, 0.4 (Eq. 7), halved, and half the affinity loss (Eq. 11)
-    assert model.loss_weights == {"l1": 0.1, "l2": 0.1, "ce": 0.15, "gradient": 0.2, "affinity": 0.5}
-
-
 def test_losses_are_those_of_eq_2_at_each_pixel():
-    torch.manual_seed(0)
     cfg = tiny_airm_cfg(MAPPING="SIRMF", AFFINITY=False, NORM="")
     cfg.MODEL.MIT.DROP_PATH = 0.0
-    model, batch = build_model(cfg), make_batch(size=32)
+    model, batch = untrained(cfg), make_batch(size=32)
     losses = model(batch)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
     inputs = [torch.cat([(x["image"] - mean) / std, 2 * x["coarse_mask"] - 1]) for x in batch]
@@ -82,11 +60,7 @@ def test_losses_are_those_of_eq_2_at_each_pixel():
     p = 1 / (1 + np.exp(-np.array(logits).reshape(2, 32, 32)))
     truth = np.stack([x["mask"][0].double().numpy() for x in batch])
 
-    def sobel(mask):
-        smooth = ndimage.uniform_filter(mask, 3, mode="nearest")
-        return np.hypot(*(ndimage.sobel(smooth, axis, mode="nearest") for axis in (0, 1)))
-
-    gradients = [np.abs(sobel(a) - sobel(b)) for a, b in zip(p, truth, strict=True)]
+    gradients = [np.abs(gradient_of(a) - gradient_of(b)) for a, b in zip(p, truth, strict=True)]
     expected = {
         "loss_l1": 0.1 * np.abs(p - truth).mean(),
         "loss_l2": 0.1 * np.square(p - truth).mean(),
@@ -97,10 +71,9 @@ def test_losses_are_those_of_eq_2_at_each_pixel():
 
 
 def test_it_learns_to_undo_one_perturbation():
-    torch.manual_seed(0)
     cfg = tiny_airm_cfg()
     cfg.MODEL.MIT.DROP_PATH = 0.0
-    model, batch = build_model(cfg), make_batch()
+    model, batch = untrained(cfg), make_batch()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(60):
         optimizer.zero_grad()
@@ -112,35 +85,24 @@ def test_it_learns_to_undo_one_perturbation():
     assert error < perturbed / 2
 
 
-def test_inference_gives_a_soft_mask_of_each_image():
-    model = build_model(tiny_airm_cfg()).eval()
+def test_inference_gives_a_soft_mask_of_each_image(model):
     samples = [*make_batch(1, 48), *make_batch(1, 80)]
     refined = [output["refined_mask"] for output in model(samples)]
     assert [tuple(mask.shape) for mask in refined] == [(1, 48, 48), (1, 80, 80)]
     assert all(mask.min() >= 0 and mask.max() <= 1 and not mask.requires_grad for mask in refined)
 
 
-def test_main_model_has_the_papers_size():
-    model = build_model(load_cfg("configs/airm/airm_mit_b1.yaml"))
-    assert isinstance(model, AIRM)
-    assert 13.9e6 < sum(p.numel() for p in model.parameters()) <= 14.2e6  # 14.03 M
-
-
-def test_inference_has_the_same_defaults_in_the_config_and_without():
-    settings = build_model(tiny_airm_cfg()).settings
-    assert replace(settings, ratios=tuple(settings.ratios)) == Settings()
-    changed = build_model(tiny_airm_cfg(QUERY_CHUNK=7, MIN_CONFIDENCE=0.5, TILE_HALO=8)).settings
+def test_weights_are_those_of_the_equations_and_settings_those_of_the_config(model):
+    # 0.2, 0.2, 0.3, 0.4 (Eq. 7), halved, and half the affinity loss (Eq. 11)
+    assert model.loss_weights == {"l1": 0.1, "l2": 0.1, "ce": 0.15, "gradient": 0.2, "affinity": 0.5}
+    assert replace(model.settings, ratios=tuple(model.settings.ratios)) == Settings()  # without a config
+    changed = untrained(tiny_airm_cfg(QUERY_CHUNK=7, MIN_CONFIDENCE=0.5, TILE_HALO=8)).settings
     assert (changed.query_chunk, changed.min_confidence, changed.tile_halo) == (7, 0.5, 8)
-
-
-def test_unknown_mapping():
     with pytest.raises(UserError, match="MODEL.AIRM.MAPPING"):
         build_model(tiny_airm_cfg(MAPPING="LIIF"))
 
 
-def test_compiled_encoder_gives_the_same():
-    torch.manual_seed(0)
-    model = build_model(tiny_airm_cfg()).eval()
+def test_compiled_encoder_gives_the_same(model):
     x = torch.randn(1, 4, 64, 64)
     with torch.no_grad():
         expected = model.encoder(x)
@@ -148,8 +110,7 @@ def test_compiled_encoder_gives_the_same():
 
 
 def test_autocast_trains():
-    torch.manual_seed(0)
-    model = build_model(tiny_airm_cfg())
+    model = untrained(tiny_airm_cfg())
     with torch.autocast("cpu", torch.bfloat16):
         losses = model(make_batch())
     sum(losses.values()).backward()

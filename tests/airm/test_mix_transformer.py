@@ -101,33 +101,17 @@ def test_attention_is_that_of_pytorch(sr_ratio, need_logits):
     x = torch.randn(b, h * w, c)
     keys = x
     if sr_ratio > 1:
-        image = torch.zeros(b, c, h, w)
-        for row in range(h):
-            for col in range(w):
-                image[:, :, row, col] = x[:, row * w + col]
-        reduced = F.conv2d(image, attention.sr.weight, attention.sr.bias, stride=2)
-        keys = torch.stack([reduced[:, :, i // 3, i % 3] for i in range(6)], dim=1)
+        image = x.transpose(1, 2).reshape(b, c, h, w)
+        keys = F.conv2d(image, attention.sr.weight, attention.sr.bias, stride=2).flatten(2).transpose(1, 2)
         keys = F.layer_norm(keys, (c,), attention.norm.weight, attention.norm.bias, 1e-5)
-    expected, weights = F.multi_head_attention_forward(
-        x.transpose(0, 1),
-        keys.transpose(0, 1),
-        keys.transpose(0, 1),
-        c,
-        3,
-        torch.cat([attention.q.weight, attention.kv.weight]),  # query, key, value
-        torch.cat([attention.q.bias, attention.kv.bias]),
-        None,
-        None,
-        False,
-        0.0,
-        attention.proj.weight,
-        attention.proj.bias,
-        training=False,
-        average_attn_weights=False,
-    )
+    theirs = torch.nn.MultiheadAttention(c, 3, batch_first=True).eval()
+    theirs.in_proj_weight.data = torch.cat([attention.q.weight, attention.kv.weight])  # query, key, value
+    theirs.in_proj_bias.data = torch.cat([attention.q.bias, attention.kv.bias])
+    theirs.out_proj.load_state_dict(attention.proj.state_dict())
     with torch.no_grad():
+        expected, weights = theirs(x, keys, keys, average_attn_weights=False)
         result, logits = attention(x, h, w, need_logits)
-    torch.testing.assert_close(result, expected.transpose(0, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     assert (logits is not None) == need_logits
     if need_logits:
         torch.testing.assert_close(logits.softmax(-1), weights, rtol=1e-5, atol=1e-5)
@@ -173,15 +157,12 @@ def test_stages_without_blocks_are_convolution_and_norms():
             torch.testing.assert_close(features[name], x, rtol=1e-5, atol=1e-5)
 
 
-def test_branches_are_skipped_in_training_only():
+def test_branches_are_skipped_in_training_only_and_more_of_them_with_depth():
     block = randomize(Block(6, 2, 1, drop_path=1.0))
     x = torch.randn(3, 12, 6)
     with torch.no_grad():
         assert not torch.allclose(block(x, 3, 4)[0], x, atol=0.1)
         assert torch.equal(block.train()(x, 3, 4)[0], x)
-
-
-def test_probability_of_skipping_rises_with_depth():
     model = build(depths=(1, 1, 1, 2), drop_path=0.4)
     blocks = [model.block1[0], model.block2[0], model.block3[0], *model.block4]
     assert [block.drop_path.p for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])

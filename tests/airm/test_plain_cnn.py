@@ -11,16 +11,7 @@ from airm.trainer import load_encoder
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
-from tests.support.models import tiny_airm_cfg
-
-
-def plain_airm(kernel_size: int = 3, **airm):
-    cfg = tiny_airm_cfg(IN_FEATURES=["plain"], AFFINITY=False, **airm)
-    cfg.MODEL.BACKBONE.NAME = "build_plain_cnn_backbone"
-    cfg.MODEL.PLAIN_CNN.KERNEL_SIZE = kernel_size
-    cfg.MODEL.PLAIN_CNN.CHANNELS = 8
-    cfg.MODEL.PLAIN_CNN.NUM_LAYERS = 3
-    return build_model(cfg)
+from tests.support.models import tiny_airm_cfg, untrained_airm
 
 
 def batch(size: int = 32) -> list[dict]:
@@ -79,7 +70,7 @@ def test_bad_values_are_named(change, message):
 
 @pytest.mark.parametrize("mapping", ["SIRMF", "AIRMF"])
 def test_airm_trains_and_refines_with_it(mapping):
-    model = plain_airm(MAPPING=mapping)
+    model = untrained_airm("plain", MAPPING=mapping)
     losses = model.train()(batch())
     assert set(losses) == {"loss_l1", "loss_l2", "loss_ce", "loss_gradient"}
     sum(losses.values()).backward()
@@ -89,7 +80,7 @@ def test_airm_trains_and_refines_with_it(mapping):
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_the_mapping_learns():
-    model = plain_airm(FROZEN_ENCODER="some.pth").train()
+    model = untrained_airm("plain", FROZEN_ENCODER="some.pth").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     sum(model(batch()).values()).backward()
@@ -101,8 +92,8 @@ def test_a_frozen_encoder_stays_as_it_is_and_the_mapping_learns():
 
 
 def test_the_encoder_alone_is_loaded(tmp_path: Path):
-    torch.manual_seed(0)
-    trained, fresh = plain_airm(MAPPING="SIRMF"), plain_airm(MAPPING="SIRMF", FROZEN_ENCODER="x")
+    trained = untrained_airm("plain", MAPPING="SIRMF")
+    fresh = build_model(tiny_airm_cfg("plain", MAPPING="SIRMF", FROZEN_ENCODER="x"))  # of other random numbers
     SafeCheckpointer(trained, str(tmp_path)).save("model")
     mapping = [p.clone() for p in fresh.mapping.parameters()]
     load_encoder(fresh, str(tmp_path / "model.pth"))
@@ -112,8 +103,11 @@ def test_the_encoder_alone_is_loaded(tmp_path: Path):
 
 
 def test_an_encoder_that_does_not_fit_is_refused(tmp_path: Path):
-    SafeCheckpointer(plain_airm(), str(tmp_path)).save("model")
+    cfg = tiny_airm_cfg("plain")
+    SafeCheckpointer(build_model(cfg), str(tmp_path)).save("model")
+    cfg.MODEL.PLAIN_CNN.KERNEL_SIZE = 5
+    other = build_model(cfg)
     with pytest.raises(UserError, match="MODEL.AIRM.FROZEN_ENCODER: .*would stay random"):
-        load_encoder(plain_airm(kernel_size=5), str(tmp_path / "model.pth"))
+        load_encoder(other, str(tmp_path / "model.pth"))
     with pytest.raises(UserError, match="MODEL.AIRM.FROZEN_ENCODER: no checkpoint nowhere.pth"):
-        load_encoder(plain_airm(), "nowhere.pth")
+        load_encoder(other, "nowhere.pth")

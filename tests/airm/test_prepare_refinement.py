@@ -1,7 +1,5 @@
 """The script that checks refinement sets and splits them: what it finds, what it prints, its exit status."""
 
-import importlib.util
-import os
 import runpy
 import shutil
 import sys
@@ -13,19 +11,14 @@ from PIL import Image
 
 from airm.data.datasets import BuiltInSet, CustomSet
 from pixelmask.errors import UserError
+from tests.support.models import load_tool
 
 SCRIPT = "datasets/prepare_refinement.py"
-needs_real_data = pytest.mark.skipif(
-    "REAL_DATA_ROOT" not in os.environ, reason="REAL_DATA_ROOT, the folder of real data, is not set"
-)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_refinement", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("prepare_refinement", "datasets")
 
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -40,7 +33,11 @@ def put_pairs(folder: Path, count: int, images: str = "images", masks: str = "ma
     return folder
 
 
-def test_sound_folders_of_every_layout(script, root, capsys):
+def test_sound_folders_of_every_layout_and_none(script, root, capsys):
+    assert script.main(["--check"]) == 1  # there is nothing to check
+    (root / "empty").mkdir()
+    assert script.main(["--check", str(root / "empty")]) == 1
+    assert "no images at all" in capsys.readouterr().out
     two, flat = put_pairs(root / "two", 3), put_pairs(root / "flat", 2, "a", "a")
     named = put_pairs(root / "named", 1, "im", "gt")
     assert script.main(["--check", str(two), str(flat), f"{named}/im:{named}/gt", "--workers", "1"]) == 0
@@ -92,13 +89,6 @@ def test_known_sets_are_compared_with_their_published_number(script, root, capsy
     assert f"{root}/DUTS-TE, which does not exist" in capsys.readouterr().out
 
 
-def test_nothing_to_check_is_wrong(script, root, capsys):
-    assert script.main(["--check"]) == 1
-    (root / "empty").mkdir()
-    assert script.main(["--check", str(root / "empty")]) == 1
-    assert "no images at all" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("argument", ["nowhere", "images:nowhere", ":images", "images:"])
 def test_what_is_neither_a_name_nor_a_folder(argument, script, root, monkeypatch):
     put_pairs(root, 1)
@@ -144,18 +134,12 @@ def test_splits_that_cannot_be(folders, every, message, script, root):
 
 def test_as_a_command(root, capsys, monkeypatch):
     folder = put_pairs(root / "mine", 3)
-    monkeypatch.setattr(sys, "argv", [SCRIPT, "--check", str(folder)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(SCRIPT, run_name="__main__")
-    assert stop.value.code == 0
-    (folder / "masks/02.png").unlink()
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(SCRIPT, run_name="__main__")
-    assert stop.value.code == 1
-    monkeypatch.setattr(sys, "argv", [SCRIPT, "--check", "nowhere"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(SCRIPT, run_name="__main__")
-    assert stop.value.code == 1
+    for checked, status in ((folder, 0), (folder, 1), ("nowhere", 1)):
+        monkeypatch.setattr(sys, "argv", [SCRIPT, "--check", str(checked)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(SCRIPT, run_name="__main__")
+        assert stop.value.code == status
+        (folder / "masks/02.png").unlink(missing_ok=True)
     output = capsys.readouterr()
     assert f"{folder}/images/02.jpg has no mask" in output.out
     assert output.err.startswith("error: 'nowhere' is neither")
@@ -172,9 +156,8 @@ def test_help_and_wrong_usage(script, capsys):
     assert "--output DIR" in capsys.readouterr().err
 
 
-@needs_real_data
-def test_real_data(script, root, capsys):
-    real = Path(os.environ["REAL_DATA_ROOT"]) / "refine"
+def test_real_data(script, root, capsys, real_data):
+    real = real_data / "refine"
     assert script.main(["--check", str(real / "ecssd"), str(real / "composites")]) == 0
     output = capsys.readouterr().out
     assert ": 800 pairs in " in output and ": 6 pairs in " in output

@@ -1,11 +1,7 @@
 """The command: files, folders and patterns in, masks and pictures out; nothing overwritten, every mistake named."""
 
-import sys
-
 import numpy as np
 import pytest
-import torch
-from detectron2.modeling import build_model
 from PIL import Image
 
 from airm.figures.side_by_side import ADDED, REMOVED, side_by_side
@@ -15,18 +11,9 @@ from airm.refiner import Refiner
 from pixelmask.cli import run
 from pixelmask.drawing import find_largest_change
 from pixelmask.errors import UserError
-from tests.support.models import disc, tiny_airm_cfg
+from tests.support.models import disc
 
 HEIGHT, WIDTH = 44, 56
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    cfg = tiny_airm_cfg()
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump()}, path)
-    return path
 
 
 @pytest.fixture
@@ -91,23 +78,21 @@ def test_one_image(refine, pair, tmp_path, weights, capsys):
     assert "1 refined mask" in capsys.readouterr().out
 
 
-def test_options_reach_the_refiner(refine, pair, tmp_path, weights):
-    (tmp_path / "config.yaml").write_text(torch.load(weights)["config"])
-    options = ["--config", tmp_path / "config.yaml", "--tile-size", 128, "--max-memory", 4, "--min-confidence", 1]
-    refine(*pair, "-o", "out.png", *options)
+def test_options_reach_the_refiner(refine, pair, tmp_path, weights, capsys):
+    options = ["--tile-size", 128, "--max-memory", 4, "--min-confidence", 1]
+    refine(*pair, "-o", "out.png", "--config", weights.with_name("config.yaml"), *options)
     # With this guard nothing changes
     np.testing.assert_array_equal(Image.open("out.png"), coarse().convert("L"))
+    with pytest.raises(SystemExit) as e:
+        argument_parser().parse_args(["--help"])
+    assert e.value.code == 0 and "--max-memory GIB" in capsys.readouterr().out
 
 
 def test_folders_are_matched_by_name(refine, folders, capsys):
     refine("images", "masks", "-o", "out", "--side-by-side", "--change", "changes")
     written = sorted(p.relative_to(folders / "out").as_posix() for p in (folders / "out").rglob("*.*"))
     assert written == sorted(f"{n}{end}" for n in ("a", "b", "cats/c") for end in (".png", "_side_by_side.jpg"))
-    assert sorted(p.name for p in (folders / "changes").rglob("*.*")) == [
-        "a_change.png",
-        "b_change.png",
-        "c_change.png",
-    ]
+    assert sorted(p.name for p in (folders / "changes").rglob("*.*")) == [f"{n}_change.png" for n in "abc"]
     assert "3 refined masks" in capsys.readouterr().out
     refine("images/*.jpg", "masks/*.png", "-o", "globbed")
     np.testing.assert_array_equal(Image.open("globbed/b.png"), Image.open("out/b.png"))
@@ -156,6 +141,8 @@ def test_bad_files_are_named_and_the_others_done(failure, folders):
 
 
 def test_one_side_missing(failure, folders):
+    with pytest.raises(UserError, match="no such image"):
+        match_files("absent*.jpg", "absent*.png")
     (folders / "nothing").mkdir()
     assert "nothing: a folder without masks" in failure("images", "nothing", "-o", "out")
     assert "nothing: a folder without images" in failure("nothing", "masks", "-o", "out")
@@ -217,12 +204,3 @@ def test_side_by_side_of_any_size(size):
     shown = side_by_side(np.zeros((*size, 3), np.uint8), mask, changed)
     assert shown.shape[1] <= 1800 and shown.shape[0] <= 1300
     assert (shown == ADDED).all(axis=2).any()
-
-
-def test_module_runs(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["refine", "--help"])
-    with pytest.raises(SystemExit) as e:
-        argument_parser().parse_args()
-    assert e.value.code == 0 and "--max-memory GIB" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no such image"):
-        match_files("absent*.jpg", "absent*.png")

@@ -1,8 +1,12 @@
+"""IoU and boundary accuracy of masks, and their totals of a data set."""
+
 import csv
 import json
 from collections import OrderedDict
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +15,13 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 
 from airm.evaluation import RefinementEvaluator
+from airm.evaluation.metrics import (
+    binarize,
+    boundary_radii,
+    intersection_and_union,
+    mean_boundary_accuracies,
+    mean_boundary_accuracy,
+)
 from pixelmask.errors import UserError
 
 
@@ -53,7 +64,8 @@ def golden_pairs() -> list[tuple[dict, dict]]:
 
 def evaluate(pairs: list[tuple[dict, dict]], output_dir: Path | None = None) -> OrderedDict:
     evaluator = RefinementEvaluator("drawn", output_dir=str(output_dir) if output_dir else None)
-    evaluator.reset()
+    evaluator.process(*zip(golden_pairs()[0], strict=True))
+    evaluator.reset()  # forgets it
     for sample, output in pairs:
         evaluator.process([sample], [output])
     return evaluator.evaluate()
@@ -64,7 +76,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
-def test_golden_totals(tmp_path, caplog):
+def test_golden_totals_and_lines(tmp_path, caplog):
     # The second image's outermost ring is 4 * 40 + 40**2 - 38**2 = 316 pixels. Without its last 10 rows, wrong are
     # 40 at the bottom and 9 on each side.
     mba_cropped = 1 - (40 + 2 * 9) / 316
@@ -82,10 +94,8 @@ def test_golden_totals(tmp_path, caplog):
     assert written["dataset"] == "drawn" and written["images_without_boundary"] == 0
     assert "drawn" in caplog.text and f"{refined_mba:.3f}" in caplog.text
 
-
-def test_a_line_per_image_in_the_order_of_ids(tmp_path):
-    evaluate(golden_pairs(), tmp_path)
-    first, second = rows_of(tmp_path)
+    # A line for each image, in the order of ids
+    first, second = rows_of(tmp_path / "out")
     assert first["image_id"] == "a" and first["refined_IoU"] == "75.0000" and first["gain_IoU"] == "-25.0000"
     assert second == {
         "image_id": "b",
@@ -107,14 +117,6 @@ def test_an_image_that_a_sampler_repeats_counts_once(tmp_path):
     assert len(rows_of(tmp_path)) == 2
 
 
-def test_reset_forgets():
-    evaluator = RefinementEvaluator("drawn")
-    evaluator.process(*zip(golden_pairs()[0], strict=True))
-    evaluator.reset()
-    evaluator.process(*zip(golden_pairs()[1], strict=True))
-    assert evaluator.evaluate()["refinement"]["images"] == 1
-
-
 def test_an_image_without_boundary_is_left_out_of_the_mean(tmp_path):
     empty = torch.zeros(1, 60, 60)
     results = evaluate([pair("b", SMALL, BY_2, BY_1), pair("c", empty, empty, empty)], tmp_path)["refinement"]
@@ -124,26 +126,19 @@ def test_an_image_without_boundary_is_left_out_of_the_mean(tmp_path):
     row = rows_of(tmp_path)[1]
     assert [row[k] for k in ("coarse_IoU", "refined_IoU", "coarse_mBA", "refined_mBA", "gain_mBA")] == [""] * 5
     assert json.loads((tmp_path / "results.json").read_text())["images_without_boundary"] == 1
-
-
-def test_pixels_in_an_image_with_empty_truth_lower_the_total():
-    empty = torch.zeros(1, 60, 60)
+    # But pixels in it lower the total
     results = evaluate([pair("b", SMALL, BY_2, BY_1), pair("c", empty, empty, SMALL)])["refinement"]
     assert results["coarse_IoU"] == pytest.approx(36000 / 440)
     assert results["refined_IoU"] == pytest.approx(38000 / (420 + 400))
 
 
-def test_a_set_without_any_boundary_has_no_mba(tmp_path):
+def test_a_set_without_any_boundary_has_no_mba_and_one_without_images_no_result(tmp_path, caplog):
     full = torch.ones(1, 20, 20)
     results = evaluate([pair("f", full, full, full)], tmp_path)
     assert results == {"refinement": {"coarse_IoU": 100, "refined_IoU": 100, "gain_IoU": 0, "images": 1}}
     text = (tmp_path / "results.json").read_text()
     assert "NaN" not in text and json.loads(text)["refinement"]["coarse_mBA"] is None
-
-
-def test_no_image_no_result(tmp_path, caplog):
-    assert evaluate([], tmp_path) == {}
-    assert "no image" in caplog.text
+    assert evaluate([], tmp_path) == {} and "no image" in caplog.text
 
 
 def test_in_detectron2s_loop():
@@ -211,3 +206,165 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert json.loads((tmp_path / "rank1.json").read_text()) == {}
     for name in ("per_image.csv", "results.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def rectangle(height: int, width: int, top: int, left: int, rows: int, columns: int) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[top : top + rows, left : left + columns] = True
+    return mask
+
+
+def plain_mba(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """The definition word for word, on the whole image."""
+    height, width = truth.shape
+    largest = (height + width) / 300
+    accuracies = []
+    for k in range(5):
+        radius = 1 + int((largest - 1) / 5 * k)
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        gradient = cv2.morphologyEx(truth.astype(np.uint8), cv2.MORPH_GRADIENT, kernel) > 0
+        accuracies.append((prediction == truth)[gradient].mean())
+    return float(np.mean(accuracies))
+
+
+@pytest.mark.parametrize(
+    ("mask", "inside"),
+    [
+        (np.array([0, 1], bool), [False, True]),
+        (np.array([0, 127, 128, 255], np.uint8), [False, False, True, True]),
+        (np.array([0, np.nextafter(np.float32(0.5), 0), 0.5, 1], np.float32), [False, False, True, True]),
+        (np.array([0.0, 0.5, 1.004], np.float16), [False, True, True]),
+    ],
+    ids=["bool", "uint8", "float32", "rounding in half precision"],
+)
+def test_half_of_the_range_is_inside(mask, inside):
+    assert binarize(mask).tolist() == inside
+    levels = np.arange(256, dtype=np.uint8)
+    assert (binarize(levels) == binarize(levels.astype(np.float32) / 255)).all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "dtype", "error", "message"),
+    [
+        (np.nan, np.float32, ValueError, "NaN"),
+        (255, np.float32, ValueError, "outside"),
+        (-3, np.float32, ValueError, "outside"),
+        (1, np.int64, TypeError, "int64"),
+    ],
+)
+def test_masks_outside_their_range_and_of_other_types_are_refused(bad, dtype, error, message):
+    with pytest.raises(error, match=message):
+        binarize(np.array([[0, bad]], dtype))
+
+
+def test_intersection_and_union_of_shifted_squares():
+    a, b = rectangle(20, 30, 2, 3, 10, 10), rectangle(20, 30, 4, 6, 10, 10)
+    assert intersection_and_union(a, b) == (8 * 7, 100 + 100 - 56)
+    assert intersection_and_union(a, ~a) == (0, 600)
+    assert intersection_and_union(a & ~a, a & ~a) == (0, 0)
+    assert intersection_and_union(a.astype(np.uint8) * 200, b.astype(np.float32)) == (56, 144)
+
+
+@pytest.mark.parametrize(
+    ("size", "radii"),
+    [
+        ((1, 1), [1, 1, 1, 1, 1]),  # max_r = 1/150
+        ((300, 300), [1, 1, 1, 1, 1]),  # max_r = 2: steps of 0.2
+        ((600, 600), [1, 1, 2, 2, 3]),  # max_r = 4: steps of 0.6
+        ((1706, 2560), [1, 3, 6, 8, 11]),  # max_r = 14.22: steps of 2.644
+        ((4000, 6000), [1, 7, 13, 20, 26]),  # max_r = 33.33: steps of 6.467
+    ],
+)
+def test_radii(size, radii):
+    assert boundary_radii(*size) == radii
+
+
+def test_square_shifted_by_one_pixel():
+    """600 x 600, radii 1, 1, 2, 2, 3; a square of side 100, predicted one column too far right.
+
+    OpenCV's ellipses have these half-widths in their rows, from the middle one outwards:
+    radius 1: 1, 0; radius 2: 2, 2, 0; radius 3: 3, 3, 2, 0.
+    """
+    truth, prediction = rectangle(600, 600, 200, 200, 100, 100), rectangle(600, 600, 200, 201, 100, 100)
+    # Inside, all pixels less than r from the sides; outside, strips r wide along the sides, and of a pixel i rows and
+    # j columns (i, j >= 1) away from a corner those with j <= the widest half-width of row i or further.
+    inside = [100**2 - (100 - 2 * r) ** 2 for r in (1, 2, 3)]
+    outside = [4 * 100 * 1 + 4 * 0, 4 * 100 * 2 + 4 * 2, 4 * 100 * 3 + 4 * (3 + 2)]
+    assert [i + o for i, o in zip(inside, outside, strict=True)] == [796, 1592, 2384]
+    # Wrong are the square's first column, and the column behind its last: 200 pixels, in every region
+    expected = (2 * (1 - 200 / 796) + 2 * (1 - 200 / 1592) + (1 - 200 / 2384)) / 5
+    assert mean_boundary_accuracy(prediction, truth) == pytest.approx(expected, abs=1e-12)
+    # An error far from the boundary does not count
+    prediction[250, 250] = False
+    prediction[0, :] = True
+    assert mean_boundary_accuracy(prediction, truth) == pytest.approx(expected, abs=1e-12)
+
+
+def test_smallest_disc():
+    """A disc of 5 pixels: near its boundary are its four arms and the eight pixels two steps from the middle."""
+    y, x = np.mgrid[-6:7, -6:7]
+    truth = x**2 + y**2 <= 1
+    assert mean_boundary_accuracy((x == 0) & (y == 0), truth) == pytest.approx(8 / 12)
+    assert mean_boundary_accuracy(x**2 + y**2 <= 2, truth) == pytest.approx(8 / 12)  # 4 of the 8 are wrong
+    assert mean_boundary_accuracy(x**2 + y**2 <= 4, truth) == pytest.approx(4 / 12)  # all 8 are
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (64, 48), (900, 900)])
+@pytest.mark.parametrize("value", [False, True])
+def test_truth_without_boundary_has_no_accuracy(size, value):
+    truth = np.full(size, value)
+    assert mean_boundary_accuracy(truth, truth) is None
+    assert mean_boundary_accuracies([truth, ~truth], truth) is None
+
+
+def test_right_and_wrong_everywhere_and_tiny_images():
+    truth = rectangle(400, 900, 0, 100, 200, 300)
+    assert mean_boundary_accuracy(truth, truth) == 1 and mean_boundary_accuracy(~truth, truth) == 0
+    assert mean_boundary_accuracy(np.array([[True, True]]), np.array([[True, False]])) == 0.5
+    # The fourth pixel is diagonal to the only one inside, and adjacent to no other value
+    assert mean_boundary_accuracy(np.zeros((2, 2), bool), np.array([[1, 0], [0, 0]], bool)) == pytest.approx(2 / 3)
+    assert mean_boundary_accuracy(np.ones((3, 1), bool), np.array([[1], [1], [0]], bool)) == 0.5
+
+
+def blobs(height: int, width: int, blur: float, share: float, rng: np.random.Generator) -> np.ndarray:
+    noise = cv2.GaussianBlur(rng.random((height, width)).astype(np.float32), (0, 0), blur)
+    return noise > np.quantile(noise, 1 - share)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.03, 0.5, 0.97])
+@pytest.mark.parametrize(("height", "width"), [(40, 31), (333, 1200), (1000, 800), (3, 2000)])
+def test_box_gives_the_same_as_the_whole_image(height, width, share):
+    rng = np.random.default_rng(7)
+    truth = blobs(height, width, 6, share, rng)
+    truth[0, -2:] = False, True  # some boundary in any case
+    window = np.zeros_like(truth)  # keeps the blobs in a part, at the image's corner
+    window[: height * 2 // 3, width // 3 :] = True
+    for masked in (truth & window, truth | ~window):
+        prediction = masked ^ blobs(height, width, 2, 0.1, rng)
+        assert mean_boundary_accuracy(prediction, masked) == pytest.approx(plain_mba(prediction, masked), abs=1e-12)
+
+
+def test_several_predictions_and_strided_views():
+    rng = np.random.default_rng(8)
+    truth = blobs(500, 700, 8, 0.2, rng)[:, ::-1]
+    predictions = [truth ^ blobs(500, 700, 2, share, rng) for share in (0.02, 0.2)]
+    together = mean_boundary_accuracies(predictions, truth)
+    assert together == [mean_boundary_accuracy(p, truth) for p in predictions]
+    assert together == pytest.approx([plain_mba(p, truth.copy()) for p in predictions], abs=1e-12)
+
+
+@pytest.mark.parametrize("measure", [intersection_and_union, mean_boundary_accuracy])
+def test_shapes_that_differ(measure):
+    with pytest.raises(ValueError, match=r"\(4, 5\) and \(5, 4\)"):
+        measure(np.ones((4, 5), bool), np.eye(5, 4, dtype=bool))
+
+
+def test_real_masks_give_the_same_as_the_whole_image(real_data):
+    folder = real_data / "refine" / "composites"
+    pairs = [(path, path.with_name(path.name.replace("_gt", "_seg"))) for path in sorted(folder.glob("*_gt.png"))]
+    assert pairs
+    for truth_path, coarse_path in pairs[:3]:
+        truth, coarse = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in (truth_path, coarse_path))
+        value = mean_boundary_accuracy(coarse, truth)
+        assert value == pytest.approx(plain_mba(coarse >= 128, truth >= 128), abs=1e-12)
+        assert 0.3 < value < 0.95

@@ -22,16 +22,6 @@ HEIGHT, WIDTH = 40, 52
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A checkpoint as the trainer writes it; random, but with an output on both sides of 0.5 within each mask."""
-    torch.manual_seed(0)
-    cfg = tiny_airm_cfg()
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump(), "iteration": 7}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def refiner(weights):
     """Its network is replaced: the refined probability of a pixel is 0.9 coarse + 0.1 red / 255."""
     refiner = Refiner(weights)
@@ -61,22 +51,17 @@ def message(call, *args, **kwargs) -> str:
     return str(e.value)
 
 
-def test_runs_the_model_that_was_saved(weights, rgb, mask):
-    refined, change = Refiner(weights).refine(rgb, mask, soft=True, return_change=True)
-    torch.manual_seed(0)
-    model = build_model(tiny_airm_cfg()).eval()
+def test_runs_the_model_that_was_saved_on_one_mask_or_several(weights, model, rgb, mask):
+    refiner = Refiner(weights)
+    refined, change = refiner.refine(rgb, mask, soft=True, return_change=True)
     sample = {"image": torch.tensor(rgb).permute(2, 0, 1), "coarse_mask": torch.tensor(mask).float()[None]}
     expected = model([sample])[0]["refined_mask"][0].numpy()
     assert refined.dtype == np.float32 and refined.shape == (HEIGHT, WIDTH)
     np.testing.assert_allclose(refined, expected, atol=1e-6)
     np.testing.assert_allclose(change, expected - mask, atol=1e-6)
-    assert not Refiner(weights).refine(rgb, np.zeros_like(mask), soft=True).any()
-
-
-def test_several_masks_at_once_are_those_one_by_one(weights, rgb, mask):
-    refiner = Refiner(weights)
     masks = np.stack([mask, mask[::-1], np.zeros_like(mask)])
     together = refiner.refine(rgb, masks, soft=True)
+    assert not together[2].any()
     for one, expected in zip(masks, together, strict=True):
         np.testing.assert_allclose(refiner.refine(rgb, one, soft=True), expected, atol=1e-6)
 
@@ -146,8 +131,8 @@ def test_images_of_any_kind(refiner, rgb, mask, tmp_path):
     image = Image.fromarray(rgb)
     grey = np.full((HEIGHT, WIDTH), 128, np.uint8)
     for given in (image, image.convert("RGBA"), image.convert("P"), image.convert("CMYK"), image.convert("LA")):
-        given.save(tmp_path / ("image.tif" if given.mode == "CMYK" else "image.png"))
         path = tmp_path / ("image.tif" if given.mode == "CMYK" else "image.png")
+        given.save(path)
         for source in (given, path):
             refined = refiner.refine(source, mask * np.float32(0.9), soft=True)
             red = np.asarray(given.convert("RGB"))[..., 0] / 255
@@ -245,15 +230,11 @@ def test_weights_that_cannot_be_used(weights, tmp_path):
         torch.save({"model": state, "config": text}, path)
         error = message(Refiner, path)
         assert str(path) in error and "config=" in error
-
-
-def test_weights_with_nan_are_refused(weights, tmp_path):
-    checkpoint = torch.load(weights)
-    name = next(name for name, value in checkpoint["model"].items() if value.dim() > 1)
-    checkpoint["model"][name].view(-1)[0] = float("nan")
-    torch.save(checkpoint, tmp_path / "nan.pth")
-    error = message(Refiner, tmp_path / "nan.pth")
-    assert "nan.pth" in error and name in error
+    name = next(name for name, value in state.items() if value.dim() > 1)
+    state[name].view(-1)[0] = float("nan")
+    torch.save({"model": state, "config": config}, path)
+    error = message(Refiner, path)
+    assert str(path) in error and name in error
 
 
 def test_arguments_that_cannot_be_used(weights, monkeypatch):

@@ -11,12 +11,11 @@ from detectron2.modeling import build_model
 from airm.backbone.weights import VARIANTS
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.checkpoint.files import UnreadableCheckpoint
-from pixelmask.config import get_cfg
+from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
-from tests.support.mit_reference import TINY, hugging_face_shapes, published_shapes, random_state
-from tests.support.models import tiny_airm_cfg
+from tests.support.mit_reference import B1, TINY, hugging_face_shapes, published_shapes, random_state
+from tests.support.models import tiny_airm_cfg, untrained_airm
 
-B1 = ([64, 128, 320, 512], [2, 2, 2, 2])
 B2 = ([64, 128, 320, 512], [3, 4, 6, 3])
 
 
@@ -40,18 +39,13 @@ def tiny():
 
 @pytest.mark.parametrize("shapes", [published_shapes, hugging_face_shapes])
 def test_b1_loads_completely(tmp_path, shapes):
-    cfg = get_cfg("AIRM")
-    cfg.merge_from_file("configs/airm/airm_mit_b1.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
+    model = build_model(load_cfg("configs/airm/airm_mit_b1.yaml", ["MODEL.DEVICE", "cpu"]))
     torch.save(random_state(shapes(*B1)), tmp_path / "weights.pth")
     report = load(model, tmp_path / "weights.pth")
     encoder = {name for name in model.state_dict() if name.startswith("encoder.backbone.")}
     assert len(encoder) == len(published_shapes(*B1)) - 2  # all but the head
-    assert set(report.matched) == encoder
-    assert not report.unexpected
-    assert not report.other_shape
-    assert not encoder & set(report.missing)
+    assert set(report.matched) == encoder and not encoder & set(report.missing)
+    assert not report.unexpected and not report.other_shape
 
 
 # Tensor of the model: where its values are in a Hugging Face file
@@ -79,11 +73,10 @@ def test_values_of_hugging_face_land_where_they_belong(tmp_path):
     own = model.encoder.backbone.state_dict()
     for name, theirs in RENAMED.items():
         assert torch.equal(own[name], state[f"segformer.encoder.{theirs}"]), name
-    key, value = (state[f"segformer.encoder.block.0.0.attention.self.{x}.weight"] for x in ("key", "value"))
-    assert torch.equal(own["block1.0.attn.kv.weight"][:8], key)
-    assert torch.equal(own["block1.0.attn.kv.weight"][8:], value)
-    key, value = (state[f"segformer.encoder.block.3.1.attention.self.{x}.bias"] for x in ("key", "value"))
-    assert torch.equal(own["block4.1.attn.kv.bias"], torch.cat([key, value]))
+    for ours, theirs in (("block1.0.attn.kv.weight", "0.0.attention"), ("block4.1.attn.kv.bias", "3.1.attention")):
+        kind = ours.split(".")[-1]
+        key_and_value = [state[f"segformer.encoder.block.{theirs}.self.{x}.{kind}"] for x in ("key", "value")]
+        assert torch.equal(own[ours], torch.cat(key_and_value))
 
 
 def test_the_mask_has_no_say_at_first(tmp_path):
@@ -165,11 +158,6 @@ def test_incomplete_and_misshapen_weights_are_refused(tmp_path, tiny):
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
 
 
-def test_unknown_names_are_reported(tmp_path, tiny):
-    torch.save({**random_state(published_shapes(*TINY)), "extra": torch.ones(1)}, tmp_path / "a.pth")
-    assert load(tiny, tmp_path / "a.pth").unexpected == ["encoder.backbone.extra"]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -190,16 +178,8 @@ def test_other_files_are_refused(tmp_path, tiny, content, message):
     assert "a.pth" in str(error.value)
 
 
-def resnet():
-    cfg = tiny_airm_cfg()
-    cfg.merge_from_file("configs/airm/Base-AIRM-R.yaml")
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
-    return build_model(cfg)
-
-
 def test_detectron2_resnet(tmp_path):
-    model = resnet()
+    model = untrained_airm("resnet")
     # The file of a ResNet has all tensors of the backbone, for an RGB input, and a classifier
     state = {name: value.numpy() for name, value in model.encoder.backbone.state_dict().items()}
     stem = np.random.default_rng(0).standard_normal((64, 3, 7, 7)).astype(np.float32)
@@ -211,15 +191,14 @@ def test_detectron2_resnet(tmp_path):
     weight = model.encoder.backbone.stem.conv1.weight.detach()
     np.testing.assert_array_equal(weight[:, :3], stem)
     assert torch.equal(weight[:, 3], torch.zeros(64, 7, 7))
-
-
-def test_transformer_weights_for_a_resnet(tmp_path):
     torch.save(random_state(published_shapes(*TINY)), tmp_path / "mit.pth")
     with pytest.raises(UserError, match=r"of a Mix Transformer; MODEL\.BACKBONE\.NAME is to be build_mit_backbone"):
-        load(resnet(), tmp_path / "mit.pth")
+        load(model, tmp_path / "mit.pth")
 
 
-def test_report_in_the_log(tmp_path, tiny, caplog):
+def test_what_was_loaded_is_reported(tmp_path, tiny, caplog):
+    torch.save({**random_state(published_shapes(*TINY)), "extra": torch.ones(1)}, tmp_path / "a.pth")
+    assert load(tiny, tmp_path / "a.pth").unexpected == ["encoder.backbone.extra"]
     torch.save(random_state(hugging_face_shapes(*TINY)), tmp_path / "a.pth")
     with caplog.at_level(logging.INFO, logger="pixelmask.checkpoint.pretrained"):
         load(tiny, tmp_path / "a.pth")

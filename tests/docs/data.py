@@ -1,6 +1,5 @@
 """Drawn stand-ins for what the documentation's commands read: photos, annotations, published data sets and weights."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from airm.data.synthetic import draw_pair
 from airm.data.synthetic_dataset import coarse_mask
 from patchdct.data.lvis_format import COCO_NAME_OF_SYNSET
 from patchdct.data.shapes import SHAPES_CLASSES, draw_scene
-from tests.airm.test_weights import B1, hugging_face_shapes, published_shapes, random_state
+from pixelmask.files import write_json
+from pixelmask.rle import encode
 from tests.support import swin_reference
 from tests.support.cityscapes_tree import write_tree
+from tests.support.mit_reference import B1, hugging_face_shapes, published_shapes, random_state
 
 SIZE = 128
 THREE = [{"id": i, "name": name} for i, name in enumerate(SHAPES_CLASSES[:3], start=1)]
@@ -36,11 +37,6 @@ LAYOUTS = {
 }
 CLASSES = ("bus", "jet_aircraft", "swan")
 PAIRS = 12
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -81,8 +77,7 @@ def results_of(content: dict[str, Any]) -> list[dict[str, Any]]:
     results = []
     for entry in content["annotations"]:
         mask = mask_util.decode(mask_util.merge(mask_util.frPyObjects(entry["segmentation"], SIZE, SIZE)))
-        rle = mask_util.encode(np.asfortranarray(cv2.dilate(mask, np.ones((5, 5), np.uint8))))
-        rle["counts"] = rle["counts"].decode()
+        rle = encode(cv2.dilate(mask, np.ones((5, 5), np.uint8)))
         box = mask_util.toBbox(rle).tolist()
         same = {key: entry[key] for key in ("image_id", "category_id")}
         results.append({**same, "bbox": box, "score": 0.9, "segmentation": rle})

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from PIL import Image
 
 from airm.affinity import pairs_within
 from airm.coarse_to_fine import grid_axis
+from airm.cost import num_parameters as count
 from airm.implicit_mapping import pixel_centres
 from airm.refine.memory import SMALLEST_CHUNK, SMALLEST_TILE, estimate_peak
 from pixelmask.config import get_cfg, load_cfg
-from tests.docs.test_equation_tables import table_rows
 
 AIRM, REFINING = (Path("docs", f"{name}.md").read_text() for name in ("airm", "refining_images"))
 NODES = ("MODEL.MIT", "MODEL.PLAIN_CNN", "MODEL.AIRM", "INPUT.REFINEMENT")
@@ -30,21 +31,10 @@ def rows(text: str, header: str) -> list[list[str]]:
 def test_every_key_has_its_default_and_there_are_no_others():
     cfg = get_cfg("AIRM")
     described = {key.strip("`"): value for key, value, *_ in rows(AIRM, "| key | default | meaning | varied in |")}
-    expected = {f"{node}.{key}": value for node in NODES for key, value in find(cfg, node).items()}
+    nodes = {name: reduce(getattr, name.split("."), cfg) for name in NODES}
+    expected = {f"{name}.{key}": value for name, node in nodes.items() for key, value in node.items()}
     expected["DATASETS.REFINEMENT"] = cfg.DATASETS.REFINEMENT
     assert {key: ast.literal_eval(value.strip("`")) for key, value in described.items()} == expected
-
-
-def find(cfg, name):
-    for part in name.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
-def test_every_equation_has_a_row():
-    whats = [what for what, *_ in table_rows(AIRM)]
-    numbers = {int(n) for what in whats if what.startswith("Eq.") for n in re.findall(r"\d+", what.split(",")[0])}
-    assert numbers == set(range(1, 12))
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +59,6 @@ def test_shapes(models):
 
 def test_parameters(models):
     adaptive, shared = models
-
-    def count(module):
-        return sum(p.numel() for p in module.parameters())
-
     encoder, text = adaptive.encoder, " ".join(AIRM.split())
     millions = [count(x) / 1e6 for x in (adaptive, encoder.backbone, shared)]
     assert "Of the {:.2f} M parameters the backbone has {:.2f} M".format(*millions) in text

@@ -41,6 +41,9 @@ def test_blocks_are_found_also_in_lists():
     assert found == [(3, "sh", "a \\\n  b  # why\n"), (7, "python", "x\n"), (10, "text", "```sh\n")]
     with pytest.raises(ValueError, match="page.md:2"):
         list(find_blocks("page.md", "x\n```sh\n"))
+    # Sections of a long page stand for themselves
+    blocks = find_blocks("tools/README.md", "```sh\n```\n## a.py\n```sh\n## no heading\n```\n## b.py\n```sh\n```\n")
+    assert [block.part for block in blocks] == ["tools/README.md", "tools/README.md a.py", "tools/README.md b.py"]
     assert without_blocks("a\n```sh\n[x](y)\n```\nb") == "a\n\n\n\nb"
 
 
@@ -53,11 +56,6 @@ def test_what_is_executed_of_a_block():
     assert first.to_run() == "# said\npython a.py \\\n  --row b\n"
     assert second.to_run() == ""
     assert adapt("run --iterations 300 --output x") == "run --iterations 2 --output x"
-
-
-def test_sections_of_a_long_page_stand_for_themselves():
-    blocks = find_blocks("tools/README.md", "```sh\n```\n## a.py\n```sh\n## no heading\n```\n## b.py\n```sh\n```\n")
-    assert [block.part for block in blocks] == ["tools/README.md", "tools/README.md a.py", "tools/README.md b.py"]
 
 
 @pytest.mark.parametrize("page", pages())

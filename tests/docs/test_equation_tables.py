@@ -56,9 +56,11 @@ def test_files_and_names_exist(page):
             find(path.strip("`"), name)
 
 
-def test_every_equation_of_patchdct_has_a_row():
-    text = " ".join(what for what, _, _ in table_rows(Path("docs/patchdct.md").read_text()))
-    assert {f"Eq. {i}" for i in range(1, 6)} <= set(re.findall(r"Eq\. \d+", text))
+@pytest.mark.parametrize(("page", "equations"), [("patchdct", {1, 2, 3, 4, 5, 6, 13}), ("airm", set(range(1, 12)))])
+def test_every_equation_has_a_row(page, equations):
+    whats = [what for what, *_ in table_rows(Path(f"docs/{page}.md").read_text())]
+    numbers = {int(n) for what in whats if what.startswith("Eq.") for n in re.findall(r"\d+", what.split(",")[0])}
+    assert numbers == equations
 
 
 def test_what_is_wrong_is_found():

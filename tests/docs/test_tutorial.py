@@ -21,6 +21,7 @@ from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.config import load_cfg
 from pixelmask.data.mapper import CheckedDatasetMapper
 from pixelmask.errors import UserError
+from pixelmask.files import write_json
 from tests.docs.blocks import ROOT, blocks_of
 
 PAGE = "docs/custom_data.md"
@@ -81,19 +82,15 @@ def prepared(tmp_path_factory) -> Path:
             content = json.loads(Path("datasets/shapes", source, "annotations.json").read_text())
             kept = content["categories"][:3]
             annotations = [a for a in content["annotations"] if a["category_id"] <= 3]
-            write(f"datasets/my_set/{split}.json", {**content, "categories": kept, "annotations": annotations})
+            write_json(f"datasets/my_set/{split}.json", {**content, "categories": kept, "annotations": annotations})
         make_synthetic("synthetic_refinement_train_12_160x120", Path("datasets/my_pairs"))
     return folder / "datasets"
-
-
-def write(path: str, content: Any) -> None:
-    Path(path).write_text(json.dumps(content))
 
 
 def with_annotations(change: Callable[[list[dict[str, Any]]], Any]) -> None:
     """Change the annotations of train.json."""
     content = json.loads(Path("datasets/my_set/train.json").read_text())
-    write("datasets/my_set/train.json", {**content, "annotations": change(content["annotations"])})
+    write_json("datasets/my_set/train.json", {**content, "annotations": change(content["annotations"])})
 
 
 TRAIN = ["my_train", "datasets/my_set/train.json", "datasets/my_set/train"]
@@ -111,12 +108,12 @@ def other_classes() -> None:
     shutil.copy("datasets/my_set/val.json", "datasets/my_set/other.json")
     content = json.loads(Path("datasets/my_set/other.json").read_text())
     content["categories"][0]["name"] = "wheel"
-    write("datasets/my_set/other.json", content)
+    write_json("datasets/my_set/other.json", content)
     check(sets=(TRAIN, VAL, ["my_other", "datasets/my_set/other.json", VAL[2]]), train="('my_train','my_other')")
 
 
 def results_instead() -> None:
-    write("datasets/my_set/train.json", [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
+    write_json("datasets/my_set/train.json", [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
     check()
 
 

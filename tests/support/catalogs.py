@@ -1,4 +1,4 @@
-"""A root of data sets of a test's own."""
+"""A root of data sets of a test's own, and empty files for it."""
 
 from pathlib import Path
 
@@ -13,3 +13,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
     return tmp_path
+
+
+def put(folder: Path, *names: str) -> Path:
+    """Make empty files in a folder, and return the folder."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder

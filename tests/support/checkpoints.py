@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
+from tests.support.models import untrained
 
 
 class Model(nn.Module):
@@ -44,8 +44,7 @@ def write_pickle(path, data):
 
 def save_model(cfg: CfgNode, folder: Path) -> Path:
     """Write a checkpoint of an untrained model, always the same, with its config in it and beside it."""
-    torch.manual_seed(0)
-    checkpointer = SafeCheckpointer(build_model(cfg), str(folder))
+    checkpointer = SafeCheckpointer(untrained(cfg), str(folder))
     checkpointer.config = cfg.dump()
     checkpointer.save("model_final")
     (folder / "config.yaml").write_text(cfg.dump())

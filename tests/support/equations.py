@@ -1,9 +1,17 @@
 """Equations of AIRM written out, one position at a time."""
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from airm.implicit_mapping import MappingParameters
+
+
+def gradient_of(mask: np.ndarray) -> np.ndarray:
+    """The gradient's magnitude: Sobel's filters over the mean of 3 x 3 pixels."""
+    smooth = ndimage.uniform_filter(mask, 3, mode="nearest")
+    return np.hypot(*(ndimage.sobel(smooth, axis, mode="nearest") for axis in (0, 1)))
 
 
 def literal_logit(

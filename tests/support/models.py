@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
+from torch import nn
 
-import airm  # noqa: F401  registers its keys and models
-import patchdct  # noqa: F401  likewise
+import patchdct  # noqa: F401  registers its keys and models
+from airm.meta_arch import AIRM
 from pixelmask.config import get_cfg
 
 HEADS = {
@@ -50,9 +52,15 @@ def tiny_cfg(head: str = "patchdct", num_classes: int = 3, **mask_head: Any) -> 
     return cfg
 
 
-def load_tool(name: str) -> ModuleType:
+def untrained(cfg: CfgNode) -> nn.Module:
+    """Build the model of a config, always the same."""
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def load_tool(name: str, folder: str = "tools") -> ModuleType:
     """Import ``tools/<name>.py``."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", f"tools/{name}.py")
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", f"{folder}/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -105,18 +113,28 @@ def feature_maps(num_images: int, channels: int = 16, size: int = 96, seed: int 
     }
 
 
-def tiny_airm_cfg(**keys: Any) -> CfgNode:
-    """AIRM with a Mix Transformer that is built and run on the CPU in a moment; ``keys`` overrides those of AIRM."""
+def tiny_airm_cfg(encoder: str = "mit", **keys: Any) -> CfgNode:
+    """AIRM that is built and run on the CPU in a moment; ``encoder`` is mit, plain or resnet, ``keys`` are AIRM's."""
     cfg = get_cfg("AIRM")
-    cfg.merge_from_file("configs/airm/Base-AIRM.yaml")
+    cfg.merge_from_file(f"configs/airm/Base-AIRM{'-R' if encoder == 'resnet' else ''}.yaml")
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.MIT.EMBED_DIMS = [8, 16, 24, 32]
     cfg.MODEL.MIT.NUM_HEADS = [1, 2, 3, 4]
     cfg.MODEL.MIT.DEPTHS = [1, 1, 1, 2]
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     cfg.INPUT.REFINEMENT.CROP_SIZE = 64
     cfg.DATALOADER.NUM_WORKERS = 0
     small = {"STAGE_CHANNELS": 8, "HIDDEN_FEATURES": [8, 8], "HYPERNETWORK_CHANNELS": [8, 8]}
+    if encoder == "plain":
+        cfg.MODEL.BACKBONE.NAME = "build_plain_cnn_backbone"
+        cfg.MODEL.PLAIN_CNN.CHANNELS, cfg.MODEL.PLAIN_CNN.NUM_LAYERS = 8, 3
+        small |= {"IN_FEATURES": ["plain"], "AFFINITY": False}
     for key, value in {**small, **keys}.items():
         cfg.MODEL.AIRM[key] = value
     return cfg
+
+
+def untrained_airm(encoder: str = "mit", **keys: Any) -> AIRM:
+    """Build a tiny AIRM for inference, always the same."""
+    return untrained(tiny_airm_cfg(encoder, **keys)).eval()
