@@ -23,8 +23,8 @@ ALIGNMENT = 16
 """Sides of an encoder input are multiples of this, the stride of its last stage, so that features keep their places."""
 SMALLEST_SIDE = 32
 
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-"""The network, as :meth:`AIRM.step`: images, masks, rows, columns and chunk to (B, 1, R, C) probabilities."""
+Network = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""As :meth:`AIRM.step`: images, masks, rows, columns and chunk to (B, 1, R, C) probabilities."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class _TargetAxis:
 class CoarseToFine:
     """Refines masks of images of one size; what masks of the same images share, the resized images, is made once."""
 
-    def __init__(self, step: Step, images: Tensor, settings: Settings, progress: bool = False):
+    def __init__(self, step: Network, images: Tensor, settings: Settings, progress: bool = False):
         """
         Args:
             step: the network.

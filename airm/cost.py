@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .coarse_to_fine import CoarseToFine, Settings, Step, Tile
+from .coarse_to_fine import CoarseToFine, Network, Settings, Tile
 from .meta_arch import AIRM
 
 
@@ -44,7 +44,7 @@ class DrawnMaskPass(CoarseToFine):
     everywhere; with a drawn mask in its place only tiles are encoded that its boundary crosses.
     """
 
-    def __init__(self, step: Step, images: Tensor, settings: Settings):
+    def __init__(self, step: Network, images: Tensor, settings: Settings):
         super().__init__(step, images, settings)
         self.counts: list[tuple[int, int]] = []
         """(encoded, all) tiles of each ratio."""

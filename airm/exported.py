@@ -123,7 +123,9 @@ class ExportedRefiner:
             raise UserError(
                 f"{path} is no refiner with queries; write it with tools/export.py --part refiner --queries"
             )
-        self.size, self.settings = about["size"], Settings(**about["settings"])
+        # Files of version 0.1.0 have it beside the other settings
+        settings = {"min_confidence": about.get("min_confidence", 0.0), **about["settings"]}
+        self.size, self.settings = about["size"], Settings(**settings)
         if tile_size is None and self.size:
             tile_size = max(self.size)
         if tile_size is not None:
