@@ -163,20 +163,16 @@ def test_file_of_fixed_size_refines_in_its_tiles(checkpoint, tmp_path):
         exported.refine(pixels[:20], coarse[100:120])
 
 
-def test_check_sees_another_network(tmp_path):
+def test_check_sees_another_network_and_sizes_that_the_encoder_does_not_take(tmp_path):
     model = untrained_airm("plain", MAPPING="SIRMF")
     file = export(model, tmp_path / "step.pt2", (64, 64), queries=True)
     assert check_refiner(file, model, (64, 64)) <= TOLERANCE
     with torch.no_grad():
         model.mapping.layers[-1].bias += 1
     assert check_refiner(file, model, (64, 64)) > TOLERANCE
-
-
-def test_sizes_that_the_encoder_does_not_take():
-    step = RefinementStep(untrained_airm("plain", MAPPING="SIRMF"))
     for size in ((100, 64), (64, 16)):
         with pytest.raises(UserError, match=f"multiples of 16 and at least 32 pixels, not {size[0]} x {size[1]}"):
-            export_refiner(step, size)
+            export_refiner(RefinementStep(model), size)
 
 
 def test_a_mask_branch_is_no_refiner_with_queries(tmp_path):

@@ -27,13 +27,16 @@ H, W = 40, 52
 DISC = disc(H, W, (25, 18), 11).numpy()
 
 
-def test_compressed_rle_keeps_its_counts():
+def test_compressed_rle_keeps_its_counts_and_polygons_are_filled():
     rle = mask_util.encode(np.asfortranarray(DISC, np.uint8))
     assert to_rle(rle, H, W) == encode(DISC) == {"size": [H, W], "counts": rle["counts"].decode()}
     np.testing.assert_array_equal(decode(to_rle(rle, H, W)), DISC)
     # Runs of no pixels are no fault, and are not tidied up: 3 + 0 + 2 background, 7 foreground
     odd = {"size": [3, 4], "counts": "3027"}
     assert to_rle(odd, 3, 4) == odd and decode(to_rle(odd, 3, 4)).sum() == 7
+    mask = decode(to_rle([[10, 10, 30, 10, 30, 20, 10, 20], [0, 0, 5, 0, 5, 5, 0, 5]], H, W))
+    assert mask[10:20, 10:30].all() and mask[:5, :5].all() and mask.sum() == 200 + 25
+    assert not decode(to_rle([], H, W)).any()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,13 +48,6 @@ def test_runs_are_those_of_pycocotools(seed):
     runs = ([0] if flat[0] else []) + [int(b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
     assert read_runs(encode(mask)["counts"]) == runs
     assert to_rle({"size": [37, 91], "counts": runs}, 37, 91) == encode(mask)
-
-
-def test_polygons():
-    square = [10, 10, 30, 10, 30, 20, 10, 20]
-    mask = decode(to_rle([square, [0, 0, 5, 0, 5, 5, 0, 5]], H, W))
-    assert mask[10:20, 10:30].all() and mask[:5, :5].all() and mask.sum() == 200 + 25
-    assert not decode(to_rle([], H, W)).any()
 
 
 @pytest.mark.parametrize(

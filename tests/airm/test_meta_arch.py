@@ -8,26 +8,16 @@ from detectron2.modeling import build_model
 from airm.coarse_to_fine import Settings
 from pixelmask.errors import UserError
 from tests.support.equations import gradient_of, literal_logit
-from tests.support.models import disc, tiny_airm_cfg, untrained
+from tests.support.models import refinement_batch, tiny_airm_cfg, untrained
 
 PARTS = {"loss_l1", "loss_l2", "loss_ce", "loss_gradient", "loss_affinity"}
-
-
-def make_batch(batch: int = 2, size: int = 64) -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for i in range(batch):
-        mask = disc(size, size, (size / 2 + i, size / 2), size / 4).float()[None]
-        image = 100 * mask + 100 * torch.rand(3, size, size, generator=generator)
-        samples.append({"image": image.to(torch.uint8), "coarse_mask": mask.roll(5, 2), "mask": mask})
-    return samples
 
 
 @pytest.mark.parametrize("mapping", ["AIRMF", "SIRMF"])
 @pytest.mark.parametrize("affinity", [True, False])
 def test_every_loss_has_its_name_and_every_parameter_its_gradient(mapping, affinity):
     model = untrained(tiny_airm_cfg(MAPPING=mapping, AFFINITY=affinity))
-    losses = model(make_batch())
+    losses = model(refinement_batch())
     assert set(losses) == (PARTS if affinity else PARTS - {"loss_affinity"})
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
@@ -38,7 +28,7 @@ def test_every_loss_has_its_name_and_every_parameter_its_gradient(mapping, affin
 def test_resnet_encoders_train(affinity):
     model = untrained(tiny_airm_cfg("resnet", AFFINITY=affinity))
     assert list(model.encoder.backbone.output_shape()) == ["stem", "res2", "res3", "res4"]
-    losses = model(make_batch())
+    losses = model(refinement_batch())
     sum(losses.values()).backward()
     assert model.encoder.backbone.stem.conv1.weight.grad.abs().sum() > 0
     assert ("loss_affinity" in losses) == affinity
@@ -47,7 +37,7 @@ def test_resnet_encoders_train(affinity):
 def test_losses_are_those_of_eq_2_at_each_pixel():
     cfg = tiny_airm_cfg(MAPPING="SIRMF", AFFINITY=False, NORM="")
     cfg.MODEL.MIT.DROP_PATH = 0.0
-    model, batch = untrained(cfg), make_batch(size=32)
+    model, batch = untrained(cfg), refinement_batch(size=32)
     losses = model(batch)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
     inputs = [torch.cat([(x["image"] - mean) / std, 2 * x["coarse_mask"] - 1]) for x in batch]
@@ -73,7 +63,7 @@ def test_losses_are_those_of_eq_2_at_each_pixel():
 def test_it_learns_to_undo_one_perturbation():
     cfg = tiny_airm_cfg()
     cfg.MODEL.MIT.DROP_PATH = 0.0
-    model, batch = untrained(cfg), make_batch()
+    model, batch = untrained(cfg), refinement_batch()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(60):
         optimizer.zero_grad()
@@ -86,7 +76,7 @@ def test_it_learns_to_undo_one_perturbation():
 
 
 def test_inference_gives_a_soft_mask_of_each_image(model):
-    samples = [*make_batch(1, 48), *make_batch(1, 80)]
+    samples = [*refinement_batch(1, 48), *refinement_batch(1, 80)]
     refined = [output["refined_mask"] for output in model(samples)]
     assert [tuple(mask.shape) for mask in refined] == [(1, 48, 48), (1, 80, 80)]
     assert all(mask.min() >= 0 and mask.max() <= 1 and not mask.requires_grad for mask in refined)
@@ -112,6 +102,6 @@ def test_compiled_encoder_gives_the_same(model):
 def test_autocast_trains():
     model = untrained(tiny_airm_cfg())
     with torch.autocast("cpu", torch.bfloat16):
-        losses = model(make_batch())
+        losses = model(refinement_batch())
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())

@@ -11,15 +11,7 @@ from airm.trainer import load_encoder
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
-from tests.support.models import tiny_airm_cfg, untrained_airm
-
-
-def batch(size: int = 32) -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, size, size), generator=generator)
-    mask = torch.zeros(1, size, size)
-    mask[:, 8:24, 8:24] = 1
-    return [{"image": image, "coarse_mask": mask.roll(2, 1), "mask": mask}]
+from tests.support.models import refinement_batch, tiny_airm_cfg, untrained_airm
 
 
 @pytest.mark.parametrize(
@@ -71,11 +63,11 @@ def test_bad_values_are_named(change, message):
 @pytest.mark.parametrize("mapping", ["SIRMF", "AIRMF"])
 def test_airm_trains_and_refines_with_it(mapping):
     model = untrained_airm("plain", MAPPING=mapping)
-    losses = model.train()(batch())
+    losses = model.train()(refinement_batch(1, 32))
     assert set(losses) == {"loss_l1", "loss_l2", "loss_ce", "loss_gradient"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
-    (output,) = model.eval()(batch())
+    (output,) = model.eval()(refinement_batch(1, 32))
     assert output["refined_mask"].shape == (1, 32, 32)
 
 
@@ -83,7 +75,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_the_mapping_learns():
     model = untrained_airm("plain", FROZEN_ENCODER="some.pth").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    sum(model(batch()).values()).backward()
+    sum(model(refinement_batch(1, 32)).values()).backward()
     optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert not any(name.startswith("encoder.") for name in changed)  # norms' statistics are among these

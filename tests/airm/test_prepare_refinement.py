@@ -132,7 +132,7 @@ def test_splits_that_cannot_be(folders, every, message, script, root):
     assert not (root / "lists").exists()
 
 
-def test_as_a_command(root, capsys, monkeypatch):
+def test_as_a_command(script, root, capsys, monkeypatch):
     folder = put_pairs(root / "mine", 3)
     for checked, status in ((folder, 0), (folder, 1), ("nowhere", 1)):
         monkeypatch.setattr(sys, "argv", [SCRIPT, "--check", str(checked)])
@@ -143,17 +143,13 @@ def test_as_a_command(root, capsys, monkeypatch):
     output = capsys.readouterr()
     assert f"{folder}/images/02.jpg has no mask" in output.out
     assert output.err.startswith("error: 'nowhere' is neither")
-
-
-def test_help_and_wrong_usage(script, capsys):
-    with pytest.raises(SystemExit) as stop:
-        script.main(["--help"])
-    assert stop.value.code == 0
-    assert "python datasets/prepare_refinement.py --check ecssd big_deeplabv3plus" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-        script.main(["--split", "images"])
-    assert stop.value.code == 2
-    assert "--output DIR" in capsys.readouterr().err
+    for wrong, status in (["--help"], 0), (["--split", "images"], 2):
+        with pytest.raises(SystemExit) as stop:
+            script.main(wrong)
+        assert stop.value.code == status
+    output = capsys.readouterr()
+    assert "python datasets/prepare_refinement.py --check ecssd big_deeplabv3plus" in output.out
+    assert "--output DIR" in output.err
 
 
 def test_real_data(script, root, capsys, real_data):

@@ -92,11 +92,16 @@ def test_arrays_come_back_in_their_type_and_range(refiner, rgb, dtype, full):
     np.testing.assert_array_equal(given, kept)
 
 
-def test_masks_of_0_and_1_come_back_so(refiner, rgb, mask):
+def test_masks_of_0_and_1_come_back_so_and_labels_are_warned_of(refiner, rgb, mask, caplog):
     for dtype in (bool, np.uint8, np.int32):
         refined = refiner.refine(rgb, mask.astype(dtype))
         assert refined.dtype == dtype
         np.testing.assert_array_equal(refined, mask.astype(dtype))
+    with caplog.at_level(logging.WARNING, "airm"):
+        refiner.refine(rgb, mask.astype(np.uint8) * 255)
+        assert not caplog.records
+        refiner.refine(rgb, mask.astype(np.uint8) * 2)
+    assert "labels == k" in caplog.text
 
 
 def test_pillow_masks_of_any_mode_come_back_as_pillow_masks(refiner, rgb, mask):
@@ -147,13 +152,10 @@ def test_masks_that_cannot_be_used(refiner, rgb, mask, tmp_path):
     assert f"{WIDTH} x {HEIGHT - 1} pixels" in other and f"is {WIDTH} x {HEIGHT};" in other
     nan = mask.astype(np.float32)
     nan[3, 3] = np.nan
-    assert "NaN" in message(refiner.refine, rgb, nan)
-    assert "NaN" in message(refiner.refine, rgb, Image.fromarray(nan))
+    assert all("NaN" in message(refiner.refine, rgb, x) for x in (nan, Image.fromarray(nan)))
     assert "from 0 to 255" in message(refiner.refine, rgb, mask * np.float32(255))
-    assert "0..255" in message(refiner.refine, rgb, mask * np.int32(-1))
-    assert "0..255" in message(refiner.refine, rgb, mask * np.int32(70000))
-    assert "no mask to refine" in message(refiner.refine, rgb, None)
-    assert "no mask to refine" in message(refiner.refine, rgb, [mask, None])
+    assert all("0..255" in message(refiner.refine, rgb, mask * np.int32(x)) for x in (-1, 70000))
+    assert all("no mask to refine" in message(refiner.refine, rgb, x) for x in (None, [mask, None]))
     assert "not Tensor" in message(refiner.refine, rgb, torch.tensor(mask))
     assert "(N, H, W)" in message(refiner.refine, rgb, mask[0])
     assert "complex64" in message(refiner.refine, rgb, mask.astype(np.complex64))
@@ -173,14 +175,6 @@ def test_images_that_cannot_be_used(refiner, rgb, mask, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)).save(buffer, "PNG")
     truncated = Image.open(io.BytesIO(buffer.getvalue()[:2000]))
     assert "cannot read the image" in message(refiner.refine, truncated, mask)
-
-
-def test_labels_given_as_a_mask_are_warned_of(refiner, rgb, mask, caplog):
-    with caplog.at_level(logging.WARNING, "airm"):
-        refiner.refine(rgb, mask.astype(np.uint8) * 255)
-        assert not caplog.records
-        refiner.refine(rgb, mask.astype(np.uint8) * 2)
-    assert "labels == k" in caplog.text
 
 
 def test_unsure_pixels_keep_the_coarse_mask(weights, rgb, mask):

@@ -137,9 +137,8 @@ def test_another_variant_is_refused(given, config, shapes):
         state = {name: torch.empty(shape) for name, shape in shapes(*VARIANTS[given]).items()}
         model = model_of(*config, "meta")
     wanted = "mit_b1" if config is B1 else "mit_b2"
-    with pytest.raises(
-        UserError, match=rf"the weights of {given} \(.*, but the model's encoder is {wanted} \(.*DEPTHS"
-    ):
+    message = rf"the weights of {given} \(.*, but the model's encoder is {wanted} \(.*DEPTHS"
+    with pytest.raises(UserError, match=message):
         model.adapt_checkpoint(state)
 
 
@@ -147,9 +146,8 @@ def test_incomplete_and_misshapen_weights_are_refused(tmp_path, tiny):
     state = random_state(published_shapes(*TINY))
     before = {name: value.clone() for name, value in tiny.state_dict().items()}
     torch.save({**state, "block1.0.attn.q.weight": torch.ones(8, 9)}, tmp_path / "shape.pth")
-    with pytest.raises(
-        UserError, match=r"shape\.pth does not fit: its block1\.0\.attn\.q\.weight has shape \(8, 9\), .* \(8, 8\)$"
-    ):
+    message = r"shape\.pth does not fit: its block1\.0\.attn\.q\.weight has shape \(8, 9\), .* \(8, 8\)$"
+    with pytest.raises(UserError, match=message):
         load(tiny, tmp_path / "shape.pth")
     del state["norm3.bias"]
     torch.save(state, tmp_path / "missing.pth")

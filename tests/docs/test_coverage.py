@@ -110,9 +110,10 @@ def anchors_of(text: str) -> set[str]:
     return anchors
 
 
-def test_anchors_are_those_of_github():
+def test_anchors_are_those_of_github_and_braces_are_expanded_as_in_bash():
     text = "# AP\\*: COCO's `mask` AP\n```\n# no\n```\n## convert_x.py\n## A [link](b.md)\n## A link\n"
     assert anchors_of(text) == {"ap-cocos-mask-ap", "convert_xpy", "a-link", "a-link-1"}
+    assert list(expand("a_{3,5}_{x,y}.yaml")) == ["a_3_x.yaml", "a_3_y.yaml", "a_5_x.yaml", "a_5_y.yaml"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
@@ -145,10 +146,6 @@ def test_files_that_are_named_exist(page):
         for name in re.findall(names, code):
             for path in expand(name):
                 assert glob.glob(str(ROOT / path)) or glob.glob(str((ROOT / page).parent / path)), f"{page}: {path}"
-
-
-def test_braces_are_expanded_as_in_bash():
-    assert list(expand("a_{3,5}_{x,y}.yaml")) == ["a_3_x.yaml", "a_3_y.yaml", "a_5_x.yaml", "a_5_y.yaml"]
 
 
 def test_the_layout_in_the_readme_is_that_of_the_tree():

@@ -52,16 +52,13 @@ def test_without_import_the_message_names_it(words, tmp_path, capsys):
     assert "error: the config names NoSuchHead, which is not in the registry ROI_MASK_HEAD" in capsys.readouterr().err
 
 
-def test_files_that_cannot_be_written_are_named(tmp_path, capsys):
+def test_files_that_cannot_be_written_are_named_and_other_errors_not_hidden(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
         run((tmp_path / "file" / "folder").mkdir)
     assert capsys.readouterr().err == f"error: cannot read or write {tmp_path / 'file' / 'folder'}: Not a directory\n"
     with pytest.raises(FileNotFoundError):
         run((tmp_path / "absent").read_text)
-
-
-def test_other_key_errors_are_not_hidden():
     with pytest.raises(KeyError, match="of something else"):
         run({"a": 1}.__getitem__, "of something else")
 

@@ -138,3 +138,14 @@ def tiny_airm_cfg(encoder: str = "mit", **keys: Any) -> CfgNode:
 def untrained_airm(encoder: str = "mit", **keys: Any) -> AIRM:
     """Build a tiny AIRM for inference, always the same."""
     return untrained(tiny_airm_cfg(encoder, **keys)).eval()
+
+
+def refinement_batch(batch: int = 2, size: int = 64) -> list[dict[str, Any]]:
+    """Images with a disc, as AIRM's mapper gives them for training."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for i in range(batch):
+        mask = disc(size, size, (size / 2 + i, size / 2), size / 4).float()[None]
+        image = 100 * mask + 100 * torch.rand(3, size, size, generator=generator)
+        samples.append({"image": image.to(torch.uint8), "coarse_mask": mask.roll(5, 2), "mask": mask})
+    return samples
