@@ -136,7 +136,7 @@ def test_a_failure_is_not_repeated_for_rows_that_share_the_run(tmp_path, tools):
     assert tools.names() == ["train"]
 
 
-def test_a_changed_config_is_refused_and_told_and_what_makes_no_difference_is_no_change(tmp_path, tools):
+def test_changes_of_a_config(tmp_path, tools):
     make(session(tmp_path, tools), "patchdct-7", "all")
     changed = session(tmp_path, tools, "SOLVER.BASE_LR", "0.5")
     (problem,) = make(changed, "patchdct-7", "all")
