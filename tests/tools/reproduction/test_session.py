@@ -188,10 +188,8 @@ def test_the_record_says_what_a_figure_stands_on(tmp_path, tools, monkeypatch):
     assert training["hours"] == pytest.approx(120 * 2.0 / 3600)  # times of 1 and 3 seconds
     assert training["gpus"] == 2 and training["commits"] == ["0123abc"]
     version = annotation_version(SHAPES)
-    assert run.record()["evaluations"]["shapes_val_1_72px"] == {
-        "commit": "0123abc",
-        "annotations": {"shapes_val_1_72px": version},
-    }
+    evaluated = {"commit": "0123abc", "annotations": {SHAPES: version}}
+    assert run.record()["evaluations"][SHAPES] == evaluated
     (result,) = results_of(TABLES.table("patchdct-6"), TABLES.table("patchdct-6").select(["two_class"]), made_by)
     assert result.commit == "0123abc" and result.schedule == "120 x 8, lr 0.002"
     assert f"shapes_val_1_72px {version}" in result.annotations
