@@ -37,15 +37,12 @@ def build_without_memory(cfg: CfgNode) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_parses_merges_and_builds(path):
-    yaml.load(path.read_text(), StrictLoader)
-    build_without_memory(load_cfg(str(path)))
-
-
-def test_every_result_has_its_own_output_folder_named_after_its_file():
+def test_parses_merges_and_builds_and_its_output_folder_is_named_after_it(path):
     assert len(RESULTS) >= 14
-    for path in RESULTS:
-        assert Path(load_cfg(str(path)).OUTPUT_DIR).name == path.stem
+    yaml.load(path.read_text(), StrictLoader)
+    cfg = load_cfg(str(path))
+    build_without_memory(cfg)
+    assert path not in RESULTS or Path(cfg.OUTPUT_DIR).name == path.stem
 
 
 # The published PatchDCT config, key by key; the values of its R50-FPN 1x file

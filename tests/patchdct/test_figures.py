@@ -80,11 +80,17 @@ def test_more_elements_of_the_whole_mask_bring_it_nearer():
     assert figure.axes[1].get_xlabel().startswith(f"IoU {100 * ious[0]:.1f}, Boundary IoU")
 
 
-def test_errors_have_their_colours():
+def test_errors_and_labels_have_their_colours():
     mask, truth = (np.array([row], bool) for row in ([1, 1, 0, 0], [1, 0, 1, 0]))
     assert [tuple(c) for c in colour_errors(mask, truth)[0].tolist()] == [LIGHT, RED, BLUE, (40, 42, 48)]
     assert mask_iou(mask, truth) == pytest.approx(1 / 3)
     assert mask_iou(np.zeros((1, 1), bool), np.zeros((1, 1), bool), if_empty=1.0) == 1
+    labels = np.array([[0, 1], [1, 2]])
+    picture = tint_grid(np.ones((16, 16), bool), labels)
+    assert picture.shape == (96, 96, 3)
+    background, mixed, foreground = (picture[y, x].astype(int) for y, x in ((20, 20), (20, 70), (70, 70)))
+    assert background.argmax() == 2 and mixed.argmax() == 0 and foreground.argmax() == 1
+    assert (picture[70, 20] == mixed).all() and (picture[48, 20] == 20).all()
 
 
 # ---------------------------------------------------------------- patches
@@ -97,15 +103,6 @@ def test_patches_of_a_mask_without_a_quarter_are_counted():
     # Of 14 x 14 patches 7 x 7 are background; of 7 x 7, 3 x 3 are, and the 7 around them are mixed
     assert counts[8].tolist() == [2 * 49, 0, 2 * 147]
     assert counts[16].tolist() == [2 * 9, 2 * 7, 2 * 33]
-
-
-def test_grid_is_tinted_by_label():
-    labels = np.array([[0, 1], [1, 2]])
-    picture = tint_grid(np.ones((16, 16), bool), labels)
-    assert picture.shape == (96, 96, 3)
-    background, mixed, foreground = (picture[y, x].astype(int) for y, x in ((20, 20), (20, 70), (70, 70)))
-    assert background.argmax() == 2 and mixed.argmax() == 0 and foreground.argmax() == 1
-    assert (picture[70, 20] == mixed).all() and (picture[48, 20] == 20).all()
 
 
 # ---------------------------------------------------------------- objects

@@ -127,12 +127,10 @@ def test_a_square_off_by_one_pixel(figures):
     """Masks: 39 x 40 of 41 x 40 pixels, 0.951. Boundaries, 40^2 - 34^2 each: 39 x 40 - 35 x 34 = 370 of 518, 0.714."""
     content = lvis_json([image(1)], [thing(square(20))])
     results = [found(square(21), 0.9)]
-    assert figures(content, results, "segm") == pytest.approx(
-        {"AP": 100, "AP50": 100, "AP75": 100, "APs": np.nan, "APm": 100, "APl": np.nan}, nan_ok=True
-    )
-    assert figures(content, results, "boundary") == pytest.approx(
-        {"AP": 50, "AP50": 100, "AP75": 0, "APs": np.nan, "APm": 50, "APl": np.nan}, nan_ok=True
-    )
+    known = {"segm": (100, 100, 100, np.nan, 100, np.nan), "boundary": (50, 100, 0, np.nan, 50, np.nan)}
+    for task, values in known.items():
+        expected = dict(zip(METRICS, values, strict=True))
+        assert figures(content, results, task) == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_square_without_its_interior(figures):

@@ -67,9 +67,7 @@ def test_all_classes_occur_and_masks_are_where_the_objects_are_painted(scenes: l
         assert (saturation == foreground).mean() > 0.99
 
 
-def test_visible_masks_are_disjoint_though_objects_overlap(
-    scenes: list[Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_visible_masks_are_disjoint_though_objects_overlap(scenes, monkeypatch):
     assert all(scene.masks.sum(axis=0).max() == 1 for scene in scenes)
     whole: list[np.ndarray] = []
     coverage_of = shapes.rasterise

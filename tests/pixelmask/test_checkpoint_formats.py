@@ -45,12 +45,8 @@ def python2_pickle(arrays):
         parts += [
             string(name.encode()),
             b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + string(b"b") + b"\x87R",
-            b"(K\x01"
-            + shape
-            + dtype
-            + b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-            + string(array.tobytes())
-            + b"tb",
+            b"(K\x01" + shape + dtype,
+            b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89" + string(array.tobytes()) + b"tb",
         ]
     return b"".join([*parts, b"u."])
 

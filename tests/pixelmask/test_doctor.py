@@ -150,9 +150,7 @@ def test_data_sets_are_found_below_the_root(root: Path) -> None:
     assert checks["AIRM training"][1:3] == ("partial", "absent: MSRA10K, DUTS-TE, ECSSD, FSS-1000")
 
 
-def test_an_absent_root_says_how_to_name_one_and_empty_files_are_no_data_set(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_absent_root_says_how_to_name_one_and_empty_files_are_no_data_set(root, monkeypatch):
     (root / "lvis").mkdir()
     (root / "lvis/lvis_v0.5_val_cocofied.json").touch()
     (root / "shapes").mkdir()

@@ -294,23 +294,18 @@ def test_images_can_be_chosen(register):
 
 def test_detections_in_a_crowd_region_are_ignored(register):
     truth = make_truth(num_images=1)
-    region = np.zeros(SIZES[0], bool)
-    region[:40, :60] = True
-    thing = np.zeros(SIZES[0], bool)
-    thing[60:110, 60:120] = True
+    region, thing, inside = np.zeros((3, *SIZES[0]), bool)
+    region[:40, :60] = thing[60:110, 60:120] = inside[5:15, 5:15] = True
     common = {"image_id": 100, "category_id": CATEGORY_IDS[0]}
     truth["annotations"] = [annotate(region, **common, id=1, iscrowd=1), annotate(thing, **common, id=2)]
-    inside = np.zeros(SIZES[0], bool)
-    inside[5:15, 5:15] = True
     instances = Instances(SIZES[0])
     instances.pred_boxes = Boxes(torch.tensor([[5.0, 5, 15, 15], [60, 60, 120, 110]]))
     instances.scores = torch.tensor([0.9, 0.5])
     instances.pred_classes = torch.tensor([0, 0])
     instances.pred_masks = torch.from_numpy(np.stack([inside, thing]))
     results = evaluate(COCOInstanceEvaluator(register(truth)), {100: instances})
-    assert {task: metrics["AP"] for task, metrics in results.items()} == pytest.approx(
-        {"bbox": 100, "segm": 100, "boundary": 100}
-    )
+    expected = {"bbox": 100, "segm": 100, "boundary": 100}
+    assert {task: metrics["AP"] for task, metrics in results.items()} == pytest.approx(expected)
 
 
 def test_unknown_task(register):

@@ -61,8 +61,12 @@ def test_bright_colors_on_black_are_foreground(save, color):
     assert read_mask(save(BINARY[..., None] * np.array(color, np.uint8))).tolist() == FOREGROUND
 
 
-def test_grey_values_in_rgb_stay(save):
+def test_grey_values_in_rgb_and_in_jpeg(save):
     np.testing.assert_allclose(read_soft_mask(save(np.stack([GREY] * 3, -1))), GREY / 255, atol=1e-6)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:48] = 255
+    for image in (mask, np.stack([mask] * 3, -1)):
+        assert np.array_equal(read_mask(save(image, "jpg", quality=90)), mask > 0)
 
 
 def test_what_is_transparent_is_background(save):
@@ -98,13 +102,6 @@ def test_values_out_of_any_range_are_named(save, value):
     path = save(np.full((2, 2), value, np.float32), "tif")
     with pytest.raises(UserError, match=rf"cannot read mask {path}: its largest value is (70000|nan)"):
         read_mask(path)
-
-
-def test_jpeg_masks(save):
-    mask = np.zeros((64, 64), np.uint8)
-    mask[16:48, 16:48] = 255
-    for image in (mask, np.stack([mask] * 3, -1)):
-        assert np.array_equal(read_mask(save(image, "jpg", quality=90)), mask > 0)
 
 
 def test_masks_are_turned_upright(save):

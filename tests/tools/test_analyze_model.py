@@ -38,7 +38,7 @@ def test_table_shows_the_figures_of_the_paper(tool, rows, capsys):
         assert line.split(name)[1].split()[:2] == count.split()
 
 
-def test_spent_has_one_class_and_the_codec_and_every_class_counts_layer_by_layer(rows):
+def test_layers_are_counted_for_every_class_and_for_what_is_spent(rows):
     convs = 4 * 256 * 256 * 9 * 14**2
     coarse = convs + 256 * 14**2 * 1024 + 1024 * 1024 + 1024 * 300
     fuse = 256 * 9 * 42**2 + 2 * 256 * 256 * 9 * 42**2

@@ -233,10 +233,14 @@ def test_interruption_leaves_what_was_done(demo, tool, photos, tmp_path, monkeyp
     assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 5
 
 
-def test_categories_of_coco_need_no_data(tool, caplog):
+def test_categories_have_names_or_numbers(tool, caplog):
     categories = tool.find_categories(load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"))
     assert categories[0] == {"id": 1, "name": "person"} and categories[-1] == {"id": 90, "name": "toothbrush"}
     assert len(categories) == 80 and "numbers for names" not in caplog.text
+    cfg = tiny_cfg()
+    cfg.DATASETS.TEST = ("unheard_of",)
+    assert tool.find_categories(cfg) == [{"id": i, "name": str(i)} for i in range(3)]
+    assert "3 classes of the model get numbers for names: data set unheard_of" in caplog.text
 
 
 def test_categories_of_an_own_data_set_have_its_ids(demo, photos):
@@ -255,13 +259,6 @@ def test_categories_of_an_own_data_set_have_its_ids(demo, photos):
     named = {category["id"]: category["name"] for category in images["categories"]}
     assert list(named.items()) == [(10, "star"), (20, "square"), (30, "disc")]
     assert {d["category_id"] for d in detections} <= {10, 20, 30}
-
-
-def test_classes_without_names_are_numbers(tool, caplog):
-    cfg = tiny_cfg()
-    cfg.DATASETS.TEST = ("unheard_of",)
-    assert tool.find_categories(cfg) == [{"id": i, "name": str(i)} for i in range(3)]
-    assert "3 classes of the model get numbers for names: data set unheard_of" in caplog.text
 
 
 def test_predictor_agrees_with_that_of_detectron2(detector_weights):

@@ -195,12 +195,15 @@ def test_coarse_to_fine(airm_weights, tmp_path, zoom):
     assert "IoU" not in draw("coarse-to-fine", *files[:2], *options)["steps"][0]
 
 
-def test_coarse_to_fine_of_an_empty_mask_is_refused(airm_weights, tmp_path):
+def test_empty_masks_and_figures_of_an_unknown_kind_are_refused(airm_weights, tmp_path):
     folder = make_synthetic("synthetic_refinement_val_2_96x72")
     cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((72, 96), np.uint8))
     with pytest.raises(UserError, match=r"empty.png: an empty mask has nothing to refine"):
         files = [folder / "000001_im.jpg", tmp_path / "empty.png"]
         draw("coarse-to-fine", *files, "--device", "cpu", "--weights", airm_weights)
+    files = [folder / "000001_im.jpg", folder / "000001_seg.png"]
+    with pytest.raises(UserError, match=r"maps\.txt: a figure is written as one of \.jpg, "):
+        draw("attention", *files, "--weights", airm_weights, "--output", tmp_path / "maps.txt")
 
 
 @pytest.mark.parametrize(
@@ -215,10 +218,3 @@ def test_coarse_to_fine_of_an_empty_mask_is_refused(airm_weights, tmp_path):
 def test_bad_input_ends_in_one_message(arguments, message, fails):
     with fails(message):
         run(tool.main, tool.argument_parser().parse_args(arguments))
-
-
-def test_a_figure_of_an_unknown_kind_is_refused(airm_weights, tmp_path):
-    folder = make_synthetic("synthetic_refinement_val_2_96x72")
-    files = [folder / "000001_im.jpg", folder / "000001_seg.png"]
-    with pytest.raises(UserError, match=r"maps\.txt: a figure is written as one of \.jpg, "):
-        draw("attention", *files, "--weights", airm_weights, "--output", tmp_path / "maps.txt")

@@ -43,7 +43,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def installed(tool: types.ModuleType, archive: Path, tmp_path: Path) -> Path:
+def installed(tool, archive: Path, tmp_path: Path) -> Path:
     """A folder into which pip has installed the wheel of the small archive."""
     wheel, target = tool.build_wheel(archive, tmp_path), tmp_path / "site"
     options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--target", str(target)]
@@ -57,7 +57,7 @@ def run_python(code: str, site: Path) -> str:
     return subprocess.run(command, env=environment, cwd=site, check=True, capture_output=True, text=True).stdout
 
 
-def test_another_archive_is_refused(tool: types.ModuleType, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_archive_is_refused(tool, archive, monkeypatch):
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     with pytest.raises(SystemExit) as stop:
         tool.check_archive(archive)
@@ -73,9 +73,7 @@ def test_another_archive_is_refused(tool: types.ModuleType, archive: Path, monke
     tool.check_archive(archive)
 
 
-def test_pip_is_given_the_hash_before_it_runs_anything_and_a_failing_download_names_the_ways_out(
-    tool: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download(tool, tmp_path, monkeypatch):
     """pip is given the hash before it runs anything; a failure names the ways out."""
     calls: list[tuple[str, ...]] = []
 
@@ -94,7 +92,7 @@ def test_pip_is_given_the_hash_before_it_runs_anything_and_a_failing_download_na
         tool.download(tmp_path)
 
 
-def test_the_wheel_holds_the_package_and_the_shims(installed: Path, tool: types.ModuleType) -> None:
+def test_the_wheel_holds_the_package_and_the_shims(installed, tool):
     package = installed / "detectron2"
     for name in ("layers/__init__.py", "model_zoo/configs/Base.yaml"):
         assert (package / name).read_text() == SOURCES[f"detectron2/{name}"]
@@ -110,9 +108,8 @@ def test_the_wheel_holds_the_package_and_the_shims(installed: Path, tool: types.
     described, absent = run_python(code, installed).splitlines()
     assert described.split("|") == ["detectron2", tool.VERSION, *tool.REQUIREMENTS]
     assert absent == "[]"
-    assert (installed / f"detectron2-{tool.VERSION}.dist-info" / "licenses" / "LICENSE").read_text() == SOURCES[
-        "LICENSE"
-    ]
+    license = installed / f"detectron2-{tool.VERSION}.dist-info" / "licenses" / "LICENSE"
+    assert license.read_text() == SOURCES["LICENSE"]
     assert not tool.is_outdated(package)
     (package / "_pypi_shims.py").write_text("# an older one\n")
     assert tool.is_outdated(package)
@@ -120,7 +117,7 @@ def test_the_wheel_holds_the_package_and_the_shims(installed: Path, tool: types.
     assert not tool.is_outdated(package)
 
 
-def test_compiled_operators_raise_only_when_they_are_used(installed: Path) -> None:
+def test_compiled_operators_raise_only_when_they_are_used(installed):
     code = """
 import copy, importlib.util, inspect
 import detectron2.layers
@@ -141,7 +138,7 @@ except ImportError as error:
     assert message.startswith("detectron2._C.anything is a compiled operator") and "INSTALL.md" in message
 
 
-def test_names_that_libraries_removed_are_back(installed: Path) -> None:
+def test_names_that_libraries_removed_are_back(installed):
     code = """
 import numpy as np
 from PIL import Image
@@ -153,7 +150,7 @@ print(np.zeros(1, np.int).dtype, np.zeros(1, np.float).dtype, np.zeros(1, np.boo
     assert run_python(code, installed).split() == ["int64", "float64", "True", "x"]
 
 
-def test_an_importable_detectron2_is_left_alone(tmp_path: Path) -> None:
+def test_an_importable_detectron2_is_left_alone(tmp_path):
     package = tmp_path / "detectron2"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('need not be imported')\n")
@@ -168,9 +165,7 @@ def test_an_importable_detectron2_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in package.iterdir()] == ["__init__.py"]
 
 
-def test_a_folder_without_python_package_is_no_detectron2(
-    tool: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_without_python_package_is_no_detectron2(tool, tmp_path, monkeypatch):
     (tmp_path / "detectron2").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:

@@ -78,7 +78,7 @@ def test_training_of_airm_leaves_log_metrics_and_a_table(trained_airm):
     assert len(list(csv.DictReader(table.open()))) == 5
 
 
-def test_the_config_of_a_training_has_its_own_models_keys_only_and_loads_as_any_of_detectron2(model, trained):
+def test_the_config_of_a_training_has_the_keys_of_its_own_model_only(model, trained):
     text = (trained / "config.yaml").read_text()
     config = yaml.safe_load(text)
     of_airm = ["AIRM" in config["MODEL"], "MIT" in config["MODEL"], "PLAIN_CNN" in config["MODEL"]]
@@ -189,7 +189,7 @@ def coco_cfg(*opts: str):
     return load_cfg("configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml", opts)
 
 
-def test_the_schedule_is_scaled_for_another_world_size_and_only_when_asked(caplog):
+def test_the_schedule_is_scaled_when_asked(caplog):
     with caplog.at_level("INFO", logger="pixelmask"):
         scaled = log_scaled_schedule(coco_cfg("SOLVER.REFERENCE_WORLD_SIZE", "8"))
     assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.BASE_LR, scaled.SOLVER.MAX_ITER) == (2, 0.0025, 720000)

@@ -108,15 +108,12 @@ def test_squares_on_the_pixel_grid_survive_everything(tool, write):
     assert {row["AP_B"] for row in rows.values()} == {100.0}
 
 
-def test_full_length_vectors_and_binary_grid_change_nothing():
+def test_full_length_vectors_binary_grid_and_uniform_patches_change_nothing():
     masks = torch.rand(3, 112, 112, generator=torch.Generator().manual_seed(0)) > 0.5
     masks[1] = False
     for patch_size, vector_dim in ((1, 1), (8, 64), (112, 112**2)):
         assert torch.allclose(reconstruct(masks, DCTMaskCodec(patch_size, vector_dim)), masks.float(), atol=1e-4)
     assert not torch.allclose(reconstruct(masks, DCTMaskCodec(8, 6)), masks.float(), atol=0.2)
-
-
-def test_uniform_patches_do_not_pass_through_the_codec():
     masks = disc(112, 112, (56, 56), 40)[None]
     soft = reconstruct(masks, DCTMaskCodec(8, 3))
     assert (soft[0, :8, :8] == 0).all() and (soft[0, 48:64, 48:64] == 1).all()
