@@ -129,8 +129,9 @@ def test_losses_of_refinements_without_patches(head, counts):
 
 
 @pytest.mark.parametrize("num_instances", [[0], [0, 2], [2, 0], [0, 0]])
-def test_images_without_foreground(num_instances):
-    head = make_head(NUM_STAGE=3, MASK_LOSS_PARA_EACH_STAGE=[1.0] * 3)
+@pytest.mark.parametrize("num_stage", [2, 3])
+def test_images_without_foreground(num_instances, num_stage):
+    head = make_head(NUM_STAGE=num_stage, MASK_LOSS_PARA_EACH_STAGE=[1.0] * num_stage)
     losses, _ = run_training(head, num_instances)
     assert torch.isfinite(losses["loss_mask"])
     assert (losses["loss_mask"].item() == 0) == (sum(num_instances) == 0)
