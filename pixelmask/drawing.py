@@ -180,9 +180,9 @@ def save(figure: "Figure", path: Path, quality: int = 80) -> None:
         figure.savefig(partial, format=kind, dpi=DPI, **jpeg)
 
 
-def save_with_numbers(figure: "Figure", path: Path, numbers: Any) -> None:
-    """Write a figure as :func:`save` does, and beside it the numbers behind it as JSON; print where they are."""
+def save_with_numbers(figure: "Figure", path: Path, numbers: Any) -> Path:
+    """Write a figure as :func:`save` does, and beside it the numbers behind it as JSON, whose path is returned."""
     save(figure, path)
     beside = path.with_suffix(".json")
     write_json(beside, numbers, indent=2)
-    print(f"Wrote {path} and {beside}")
+    return beside

@@ -135,7 +135,9 @@ def describe(score: dict[str, float | None]) -> str:
 def main(args: argparse.Namespace) -> Any:
     """Draw one figure; return the numbers behind it."""
     figure, numbers = args.draw(args)
-    save_with_numbers(figure, args.output or Path("output/figures") / f"{args.figure}.png", numbers)
+    path = args.output or Path("output/figures") / f"{args.figure}.png"
+    beside = save_with_numbers(figure, path, numbers)
+    print(f"Wrote {path} and {beside}")
     return numbers
 
 

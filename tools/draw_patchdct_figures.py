@@ -109,7 +109,8 @@ def main(args: argparse.Namespace) -> Any:
     path = args.output or Path("output/figures") / f"patchdct_{args.figure}.jpg"
     check_suffix(path)
     figure, numbers = DRAW[args.figure](args)
-    save_with_numbers(figure, path, {"dataset": args.dataset, "image": args.image, **numbers})
+    beside = save_with_numbers(figure, path, {"dataset": args.dataset, "image": args.image, **numbers})
+    print(f"Wrote {path} and {beside}")
     return numbers
 
 
