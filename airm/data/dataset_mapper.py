@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 
+from pixelmask.data.mapper import OwnRandomNumbers
 from pixelmask.errors import UserError
 from pixelmask.images import read_mask, read_picture, read_soft_mask
 
@@ -26,8 +27,8 @@ class RefinementDatasetMapper:
 
     For training, a random crop (of what is reflected at its borders where the picture is smaller), flipped, with its
     colours changed, and a coarse mask made from the truth by :func:`.perturbation.perturb_mask`, in the crop or before
-    it is cut. All is drawn from numpy's global generator, which Detectron2 seeds in each worker. Crops without
-    foreground are drawn again, up to 10 times.
+    it is cut. All is drawn from numpy's global generator, from a place of this mapper's own. Crops without foreground
+    are drawn again, up to 10 times.
 
     For testing, the whole picture, and the coarse mask of the data set. Where it has none, one is made from the truth,
     the same in every run.
@@ -83,6 +84,7 @@ class RefinementDatasetMapper:
         self.iou_range = iou_range[0], iou_range[1]
         self.perturb_before_crop = perturb_before_crop
         self.seed = seed
+        self._random = OwnRandomNumbers()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -113,7 +115,9 @@ class RefinementDatasetMapper:
                 wanted = "mask_file_name" if self.is_train else "mask_file_name and no coarse_file_name"
                 raise UserError(f"image {dataset_dict['file_name']} has no {wanted} in its data set")
         elif self.is_train:
-            image, mask, coarse = self.augment(image, mask, np.random.default_rng(np.random.randint(2**31)))
+            with self._random.drawn():
+                rng = np.random.default_rng(np.random.randint(2**31))
+            image, mask, coarse = self.augment(image, mask, rng)
         elif coarse is None:
             rng = np.random.default_rng([self.seed, zlib.crc32(str(dataset_dict["image_id"]).encode())])
             coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng)

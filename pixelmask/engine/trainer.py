@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer
+from ..config import changed
 from ..errors import UserError
 from ..files import write_json
 from .compat import StatefulTrainer, replaced
 from .optimizer import build_optimizer
-from .pictures import Mapper, PredictionPictures
+from .pictures import Mapper, PredictionPictures, random_numbers_kept
 from .precision import amp_trainer
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ class BaseTrainer(StatefulTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
+        if cfg.SEED < 0:  # newer versions of Detectron2 would take it as the seed of the order of images
+            cfg = changed(cfg, "SEED", comm.shared_random_seed())
         return build_detection_train_loader(cfg, mapper=cls.build_mapper(cfg, is_train=True))
 
     @classmethod
@@ -115,8 +119,13 @@ class BaseTrainer(StatefulTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Evaluate on every data set of DATASETS.TEST, and write the metrics to ``evaluation.json`` in OUTPUT_DIR."""
+        if comm.get_world_size() > 1:
+            # Each process has seen other images; the checkpoint has the first one's statistics
+            for name, buffer in model.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
+                    dist.broadcast(buffer, 0)
         # Loaders draw a number: a training is the same, however often it is evaluated
-        with torch.random.fork_rng(devices=[]):
+        with random_numbers_kept(model):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "evaluation.json"
