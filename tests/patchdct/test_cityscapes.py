@@ -1,4 +1,3 @@
-import itertools
 import json
 import multiprocessing
 import os
@@ -225,8 +224,8 @@ def test_class_count_that_does_not_fit(root):
 
 def test_polygons_are_the_masks_without_holes(root):
     write_tree(root)
-    pairs = [zip(*(record["annotations"] for record in pair), strict=True) for pair in zip(load(), load(polygons=True))]
-    for exact, outlined in itertools.chain.from_iterable(pairs):
+    found = ([a for record in load(polygons=polygons) for a in record["annotations"]] for polygons in (False, True))
+    for exact, outlined in zip(*found, strict=True):
         mask = mask_util.decode(exact["segmentation"])
         drawn = mask_util.decode(mask_util.merge(mask_util.frPyObjects(outlined["segmentation"], *mask.shape)))
         assert np.array_equal(drawn, binary_fill_holes(mask))
