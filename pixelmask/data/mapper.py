@@ -1,4 +1,4 @@
-"""Detectron2's mapper from data set dicts to model input, with readable errors about images."""
+"""Detectron2's mapper from data set dicts to model input: readable errors about images, and masks that are shared."""
 
 import os
 from collections.abc import Iterator
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import read_image
+from detectron2.structures import BitMasks
 
 from ..errors import UserError
+from .bitmasks import SharedBitMasks
 
 
 class ImageError(UserError):
@@ -42,8 +44,9 @@ class OwnRandomNumbers:
 class CheckedDatasetMapper(DatasetMapper):
     """:class:`DatasetMapper` with random numbers of its own, and an :class:`ImageError` where an image cannot be used.
 
-    An image costs nothing more to read; a failed one is read again to tell whether the image was the cause. Pillow must
-    be left to refuse truncated files (``ImageFile.LOAD_TRUNCATED_IMAGES`` False, as it comes).
+    Bitmasks become :class:`~pixelmask.data.bitmasks.SharedBitMasks`. An image costs nothing more to read; a failed one
+    is read again to tell whether the image was the cause. Pillow must be left to refuse truncated files
+    (``ImageFile.LOAD_TRUNCATED_IMAGES`` False, as it comes).
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -53,10 +56,14 @@ class CheckedDatasetMapper(DatasetMapper):
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         try:
             with self._random.drawn():
-                return super().__call__(dataset_dict)
+                sample = super().__call__(dataset_dict)
         except Exception:
             check_image(dataset_dict, self.image_format)
             raise
+        instances = sample.get("instances")
+        if instances is not None and isinstance(masks := instances.get_fields().get("gt_masks"), BitMasks):
+            instances.gt_masks = SharedBitMasks(masks.tensor)
+        return sample
 
 
 def check_image(dataset_dict: dict[str, Any], image_format: str) -> None:
