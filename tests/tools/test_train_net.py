@@ -265,6 +265,7 @@ def test_unreadable_image(tmp_path, fails, damage, workers):
     ("model", "opts", "parts"),
     [
         (PATCHDCT, ["DATASETS.TRAIN", "('coco_2017_train',)"], ["coco_2017_train", "DETECTRON2_DATASETS"]),
+        (PATCHDCT, ["DATASETS.TRAIN", "('lvis_v1_train',)"], ["lvis_v1_train.json", "DETECTRON2_DATASETS"]),
         (PATCHDCT, ["DATASETS.TRAIN", "('coco_2017_trian',)"], ["coco_2017_trian", "coco_2017_train"]),
         (PATCHDCT, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], ["MODEL.ROI_HEADS.NUM_CLASSES", "3", PATCHDCT.test_set]),
         (PATCHDCT, ["MODEL.ROI_MASK_HEAD.EVAL_GT", "True"], ["EVAL_GT"]),
