@@ -50,11 +50,6 @@ class Result:
         """The number of runs that the figures are of, as far as there are any."""
         return max(map(len, self.runs), default=0)
 
-    def spread(self, column: int) -> float | None:
-        """Return the largest figure of the runs minus the smallest; None for fewer than two."""
-        values = self.runs[column] if self.runs else ()
-        return max(values) - min(values) if len(values) > 1 else None
-
 
 def results_of(table: Table, rows: Sequence[Row], session: Session) -> list[Result]:
     """Return what the runs of a session's folder have of some rows; nothing is run."""
@@ -109,14 +104,16 @@ def _distinct(texts: Iterable[str]) -> str:
 
 
 def overview(tables: Tables, session: Session) -> list[dict[str, Any]]:
-    """Return a dict for every row of every table: its config, the sets it needs, hours on a GPU (estimated), state, and
-    the number of evaluated runs.
-    """
+    """Return a dict for every row of every table: config, sets it needs, hours on a GPU (estimated), state, runs."""
     lines: list[dict[str, Any]] = []
     runs: dict[tuple[str, ...], list[TableRun]] = {}
     for table in tables.tables.values():
         for row in table.rows:
-            about = {"table": table.name, "row": row.name, "labels": " | ".join(filter(None, row.labels))}
+            about: dict[str, Any] = {
+                "table": table.name,
+                "row": row.name,
+                "labels": " | ".join(filter(None, row.labels)),
+            }
             if not row.config:
                 lines.append({**about, "config": None, "needs": [], "gpu_hours": None, "state": OTHERS, "runs": 0})
                 continue
@@ -149,18 +146,24 @@ def as_dict(table: Table, rows: Sequence[Row], results: Sequence[Result], quick:
         for i, (column, paper, obtained) in enumerate(zip(table.columns, row.paper, result.obtained, strict=True)):
             figure: dict[str, Any] = {"paper": None if paper is None else float(paper), "obtained": obtained}
             figure["difference"] = difference(paper, obtained, quick)
-            spread, others = result.spread(i), other.spread(i) if other else None
-            if spread is not None:
-                figure |= {"runs": list(result.runs[i]), "spread": spread}
-            if spread is not None and others is not None:
-                gain = obtained - other.obtained[i]
-                figure |= {"gain": gain, "within_spread": abs(gain) <= max(spread, others)}
-            figures[column.name] = figure
+            figures[column.name] = figure | _repeats(result, other, i)
         line = {key: value for key, value in asdict(result).items() if key not in ("obtained", "runs")}
         line |= {"repeats": result.repeats} if result.repeats > 1 else {}
         line |= {"against": other.row} if other else {}
         lines.append({**line, "labels": dict(zip(table.labels, row.labels, strict=True)), "figures": figures})
     return {"table": table.name, "title": table.heading, "note": table.note, "quick": quick, "rows": lines}
+
+
+def _repeats(result: Result, other: Result | None, column: int) -> dict[str, Any]:
+    mine, theirs = (r.runs[column] if r and r.runs else () for r in (result, other))
+    if len(mine) < 2:
+        return {}
+    spread = max(mine) - min(mine)
+    figure: dict[str, Any] = {"runs": list(mine), "spread": spread}
+    if len(theirs) > 1:
+        gain = fmean(mine) - fmean(theirs)
+        figure |= {"gain": gain, "within_spread": abs(gain) <= max(spread, max(theirs) - min(theirs))}
+    return figure
 
 
 def _other(earlier: Sequence[Row], results: Sequence[Result], row: Row) -> Result | None:
