@@ -57,6 +57,15 @@ def test_run_with_missing_data_shows_the_table_and_names_the_data(capsys, tmp_pa
     assert "not everything of patchdct-10 could be made:\nstage_2: data set coco_2017_train needs" in printed.err
 
 
+def test_repeats_and_their_state_are_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "Session", partial(Session, run=FakeTools()))
+    args = ["airm-3", "--quick", "--output", str(tmp_path)]
+    call("run", *args, "--row", "sirmf", "--repeats", "2", "--set", *TINY_AIRM)
+    assert "| mean of 2 runs | 91.50 | 72.25 |" in capsys.readouterr().out
+    call("list", *args)
+    assert "evaluated, 2 runs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [
