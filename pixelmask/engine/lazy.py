@@ -74,12 +74,12 @@ def load_lazy(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def settings_of(lazy: DictConfig, config_file: str, datasets: Sequence[Sequence[str]] = ()) -> CfgNode:
-    """Return a YAML config's PLACES of a Python config, and its defaults for all else.
+    """Return the PLACES of a Python config as a YAML config has them, with its defaults for all else.
 
-    Args:
-        lazy: of :func:`load_lazy`.
-        config_file: for messages.
-        datasets: [name, JSON file, image folder] triples to add to ``DATASETS.COCO_FORMAT``.
+    ``datasets`` are [name, JSON file, image folder] triples to add to ``DATASETS.COCO_FORMAT``.
+
+    Raises:
+        UserError: for a value of another type, naming the file.
     """
     content = OmegaConf.create({"MODEL": {"META_ARCHITECTURE": "", "MASK_ON": True}})
     OmegaConf.update(content, "DATASETS.COCO_FORMAT", [list(dataset) for dataset in datasets])
@@ -93,15 +93,12 @@ def settings_of(lazy: DictConfig, config_file: str, datasets: Sequence[Sequence[
 
 def lazy_trainer(trainer: type[BaseTrainer], lazy: DictConfig) -> type[BaseTrainer]:
     """Return a trainer with the parts of a Python config, for the config that :func:`settings_of` makes."""
-    return type(f"Lazy{trainer.__name__}", (_LazyParts, trainer), {"lazy": lazy})
+    parts = {"lazy": lazy, "ddp_options": OmegaConf.select(lazy, "train.ddp") or {}}
+    return type(f"Lazy{trainer.__name__}", (_LazyParts, trainer), parts)
 
 
 class _LazyParts(BaseTrainer):
     lazy: DictConfig
-
-    def __init__(self, cfg: CfgNode):
-        self.ddp_options = OmegaConf.to_container(OmegaConf.select(self.lazy, "train.ddp") or OmegaConf.create())
-        super().__init__(cfg)
 
     def build_hooks(self) -> list[HookBase]:
         hooks = super().build_hooks()

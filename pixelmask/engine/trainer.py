@@ -2,6 +2,7 @@
 
 import logging
 import weakref
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class BaseTrainer(StatefulTrainer):
     """
 
     checkpointer: SafeCheckpointer
-    ddp_options: dict[str, Any] = {}
+    ddp_options: Mapping[str, Any] = {}
     """Of DistributedDataParallel, and Detectron2's ``fp16_compression``."""
 
     @staticmethod
