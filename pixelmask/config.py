@@ -68,6 +68,8 @@ def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence
     """
     if config_file and not Path(config_file).is_file():
         raise UserError(f"no config file {config_file}; those of this project are in configs/")
+    if config_file.endswith(".py"):
+        raise UserError(f"{config_file} is a Python config, which tools/train_net.py alone takes; give a YAML file")
     with _mistakes_in(config_file):
         content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False) if config_file else {}
         cfg = get_cfg(_architecture(content, opts))

@@ -2,6 +2,8 @@
 
 import logging
 import weakref
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ class BaseTrainer(StatefulTrainer):
     """
 
     checkpointer: SafeCheckpointer
+    ddp_options: Mapping[str, Any] = {}
+    """Of DistributedDataParallel, and Detectron2's ``fp16_compression``."""
 
     @staticmethod
     def draw_prediction(
@@ -53,7 +57,7 @@ class BaseTrainer(StatefulTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer gives DDP a device id, which DDP refuses for a model on the CPU; its AMP is in float16 only
         with (
-            replaced(defaults, "create_ddp_model", _create_ddp_model),
+            replaced(defaults, "create_ddp_model", partial(_create_ddp_model, **self.ddp_options)),
             replaced(defaults, "AMPTrainer", amp_trainer(cfg)),
         ):
             super().__init__(log_scaled_schedule(cfg))
