@@ -16,7 +16,7 @@ endef
 export TELL_OF_ANOTHER
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-airm test docs-check lint types doctor clean
+.PHONY: help install demo demo-airm test test-gpu docs-check lint types doctor clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,17 @@ demo-airm: install ## train a small AIRM on synthetic data (CPU) and refine a la
 # Each worker computes on one thread: quicker than sharing the cores, and sums come out in the same order everywhere.
 test: install ## run the tests; PYTEST_ARGS="-k name" selects some
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+define TELL_OF_GPU
+import torch
+found = torch.cuda.is_available()
+print("On " + torch.cuda.get_device_name() if found else "NO GPU HERE: every test that needs one will be skipped")
+endef
+export TELL_OF_GPU
+
+test-gpu: install ## run the tests that need a GPU
+	@$(RUN) -c "$$TELL_OF_GPU"
+	$(RUN) -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
 # A page is executed by one process, from top to bottom
 docs-check: install ## execute every command of the documentation, on small models and drawn data

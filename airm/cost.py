@@ -85,11 +85,13 @@ def pass_cost(model: AIRM, size: tuple[int, int], tile_size: int, mask: Tensor |
     """
     # Parameters that SIRMF hands through would ask the counter for gradients
     network: AIRM = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-    count = functools.cache(functools.partial(_count_step, network))
+    encode = functools.cache(functools.partial(_count_encoding, network))
+    query = functools.cache(functools.partial(_count_query, network))
     costs = []
 
     def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
-        costs.append(count(*images.shape[2:], len(rows), len(cols)))
+        encoding, features = encode(*images.shape[2:])
+        costs.append((*encoding, *query(features, len(rows), len(cols))))
         return masks.new_zeros(1, 1, 1, 1).expand(1, 1, len(rows), len(cols))
 
     # One channel: the image's values are never looked at
@@ -104,15 +106,20 @@ def num_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _count_step(model: AIRM, height: int, width: int, num_rows: int, num_cols: int) -> tuple[int, int, int, int]:
-    """Return what one answer of a model on meta tensors costs, as the first fields of PassCost."""
-    image, mask = (torch.empty(1, n, height, width, device="meta") for n in (3, 1))
+def _count_encoding(model: AIRM, height: int, width: int) -> tuple[tuple[int, int], Tensor]:
+    """Return what a model on meta tensors spends on attention and on the rest of its encoder, and F."""
+    with FlopCounterMode(display=False) as counter:
+        features = model.encoder(torch.empty(1, 4, height, width, device="meta"))
+    # Nothing else in an encoder multiplies two activations; layers are convolutions, mm and addmm
+    flops = counter.get_flop_counts().get(type(model.encoder).__name__, {})
+    attention = sum(n for op, n in flops.items() if "bmm" in str(op) or "attention" in str(op))
+    return (attention // 2, (counter.get_total_flops() - attention) // 2), features
+
+
+def _count_query(model: AIRM, features: Tensor, num_rows: int, num_cols: int) -> tuple[int, int]:
+    """Return what predicting the mapping of F costs, and what asking it does."""
     rows, cols = (torch.empty(n, device="meta") for n in (num_rows, num_cols))
     with FlopCounterMode(display=False) as counter:
-        model.step(image, mask, rows, cols)
-    flops = counter.get_flop_counts()
-    encoder, mapping = (flops.get(type(x).__name__, {}) for x in (model.encoder, model.mapping))
-    # Nothing else in an encoder multiplies two activations; layers are convolutions, mm and addmm
-    attention = sum(n for op, n in encoder.items() if "bmm" in str(op) or "attention" in str(op))
-    parts = [n // 2 for n in (attention, sum(encoder.values()) - attention, sum(mapping.values()))]
-    return parts[0], parts[1], parts[2], counter.get_total_flops() // 2 - sum(parts)
+        model.query(features, rows, cols)
+    hypernetwork = sum(counter.get_flop_counts().get(type(model.mapping).__name__, {}).values())
+    return hypernetwork // 2, (counter.get_total_flops() - hypernetwork) // 2

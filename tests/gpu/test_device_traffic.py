@@ -1,6 +1,7 @@
-"""What the models ask of the host while a device computes, counted on any machine (see tests/support/counting_device.py).
+"""What the models ask of the host while a device computes, counted on any machine.
 
-Backward passes are left out: torch's own engine runs them, and it takes no device that is written in Python.
+See tests/support/counting_device.py. Backward passes are left out: torch's own engine runs them, and it takes no device
+that is written in Python.
 """
 
 from collections.abc import Iterator

@@ -58,7 +58,7 @@ class DeviceTensor(Tensor):
 
 
 class CountingDevice(TorchDispatchMode):
-    """The device, while this is entered; each list has the operations of its kind, and the lines that asked for them."""
+    """The device, while this is entered. Each list has the operations of its kind and the lines that asked for them."""
 
     def __init__(self) -> None:
         super().__init__()
