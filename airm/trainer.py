@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
@@ -53,7 +54,7 @@ class _SyncBatchNorm(NaiveSyncBatchNorm):
     """Detectron2's, for any device, with float32 statistics of bfloat16 features too."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float()).to(input.dtype)
+        return super().forward(input.to(torch.promote_types(input.dtype, torch.float32))).to(input.dtype)
 
 
 def synchronized(model: nn.Module) -> nn.Module:
