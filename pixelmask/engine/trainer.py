@@ -117,12 +117,17 @@ class BaseTrainer(StatefulTrainer):
         """Evaluate on every data set of DATASETS.TEST, and write the metrics to ``evaluation.json`` in OUTPUT_DIR."""
         # Loaders draw a number: a training is the same, however often it is evaluated
         with torch.random.fork_rng(devices=[]):
-            results = super().test(cfg, model, evaluators)
+            results = cls.evaluate(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "evaluation.json"
             write_json(path, results, indent=2)
             logger.info("Wrote the metrics to %s", path)
         return results
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Return the metrics of every data set of DATASETS.TEST, by its name if there are several, as Detectron2 does."""
+        return super().test(cfg, model, evaluators)
 
 
 def log_scaled_schedule(cfg: CfgNode) -> CfgNode:
