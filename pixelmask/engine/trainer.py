@@ -126,7 +126,7 @@ class BaseTrainer(StatefulTrainer):
 
     @classmethod
     def evaluate(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Return the metrics of every data set of DATASETS.TEST, by its name if there are several, as Detectron2 does."""
+        """Return the metrics of the data sets of DATASETS.TEST, by their names if there are several."""
         return super().test(cfg, model, evaluators)
 
 
