@@ -157,7 +157,8 @@ def failures(args: argparse.Namespace) -> tuple[Figure, Any]:
         worst = sorted(worst, key=lambda case: -case[0])[: args.objects]
     if not worst:
         raise UserError(f"none of the objects of {args.dataset} was found in its first {args.images} images")
-    rows, numbers = [], []
+    rows: list[list[Panel]] = []
+    numbers = []
     for pieces, image_id, only, detection in worst:
         columns = arrange(stage_columns(only.image, detection, with_labels=True), [0])
         (row,), (number,) = object_rows(only, [square_around(only.masks[0])], columns)
