@@ -31,7 +31,7 @@ class SharedBitMasks(BitMasks):
         self.image_size = masks.shape[1:]
 
     @property
-    def tensor(self) -> Tensor:  # type: ignore[override]
+    def tensor(self) -> Tensor:
         """(B, H, W) boolean, made when it is asked for."""
         return self.masks[self.rows]
 

@@ -130,12 +130,17 @@ class BaseTrainer(StatefulTrainer):
                     dist.broadcast(buffer, 0)
         # Loaders draw a number: a training is the same, however often it is evaluated
         with random_numbers_kept(model):
-            results = super().test(cfg, model, evaluators)
+            results = cls.evaluate(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "evaluation.json"
             write_json(path, results, indent=2)
             logger.info("Wrote the metrics to %s", path)
         return results
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Return the metrics of the data sets of DATASETS.TEST, by their names if there are several."""
+        return super().test(cfg, model, evaluators)
 
 
 def log_scaled_schedule(cfg: CfgNode) -> CfgNode:
