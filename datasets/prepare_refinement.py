@@ -25,7 +25,7 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -48,10 +48,9 @@ CROPS = 200
 
 def find_faults(pairs: Sequence[Pair], workers: int, title: str) -> list[str]:
     """Decode the files of all pairs in ``workers`` processes; return what is wrong with them, in their order."""
-    with contextlib.ExitStack() as stack:
-        checked: Iterator[list[str]] = map(check_pair, pairs)
-        if workers > 1 and len(pairs) > PAIRS_AT_ONCE:
-            checked = stack.enter_context(ProcessPoolExecutor(workers)).map(check_pair, pairs, chunksize=PAIRS_AT_ONCE)
+    in_parallel = workers > 1 and len(pairs) > PAIRS_AT_ONCE
+    with ProcessPoolExecutor(workers) if in_parallel else contextlib.nullcontext() as pool:
+        checked = pool.map(check_pair, pairs, chunksize=PAIRS_AT_ONCE) if pool else map(check_pair, pairs)
         bar = tqdm(checked, title, len(pairs), unit="pair", leave=False, disable=None)
         return [fault for faults in bar for fault in faults]
 

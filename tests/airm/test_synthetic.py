@@ -17,7 +17,7 @@ from airm.data.synthetic_outlines import BODIES, _body
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    return [draw_pair(3, index, 320, 240) for index in range(24)]
+    return [draw_pair(3, index, 320, 240) for index in range(16)]
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:

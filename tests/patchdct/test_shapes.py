@@ -63,9 +63,10 @@ def test_visible_masks_are_disjoint_though_objects_overlap(scenes, monkeypatch):
     whole: list[np.ndarray] = []
     coverage_of = shapes.rasterise
 
-    def keep(outline: shapes.Outline, window: shapes.Window) -> np.ndarray:
-        whole.append(coverage_of(outline, window) >= 0.5)
-        return coverage_of(outline, window)
+    def keep(outline: shapes.Parts, window: shapes.Window) -> np.ndarray:
+        coverage = coverage_of(outline, window)
+        whole.append(coverage >= 0.5)
+        return coverage
 
     monkeypatch.setattr(shapes, "rasterise", keep)
     hidden = []
