@@ -2,8 +2,8 @@
 
 Bodies are star-shaped about the origin and have the area of the unit disk. Every thin structure is a generator of
 (rng, radius, pen): ``radius`` holds the body's (720,) radii at even angles, ``pen`` the least and largest width of a
-thin stroke, in the units of the outline. What is drawn from ``rng`` does not depend on ``pen``: at another resolution the
-same object appears, with thinner strokes. Outlines are those of :mod:`pixelmask.data.outlines`.
+thin stroke, in the units of the outline. What is drawn from ``rng`` does not depend on ``pen``: at another resolution
+the same object appears, with thinner strokes. Outlines are those of :mod:`pixelmask.data.outlines`.
 """
 
 import numpy as np
