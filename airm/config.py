@@ -84,7 +84,9 @@ def add_airm_config(cfg: CfgNode) -> None:
     # Strengths for brightness, contrast, saturation and hue
     refinement.COLOR_JITTER = [0.3, 0.3, 0.3, 0.1]
     refinement.GRAYSCALE_PROB = 0.1
-    # The coarse mask is the truth perturbed to an IoU drawn from here
+    # The coarse mask is the truth perturbed to an IoU drawn from IOU_RANGE: "regions", with islands and holes, or
+    # "contour", with errors near the contour alone
+    refinement.PERTURBATION = "regions"
     refinement.IOU_RANGE = [0.8, 1.0]
     # Perturb the whole mask, as for testing, instead of the crop's, whose errors are smaller as they go with its size
     refinement.PERTURB_BEFORE_CROP = False
