@@ -95,7 +95,9 @@ def write_zoo(args: argparse.Namespace, tables: Tables, session: Session) -> Non
 
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("patchdct.config").setLevel(logging.ERROR)  # would say for every row that there is no CUDA device
+    logging.getLogger("pixelmask.config").setLevel(
+        logging.ERROR
+    )  # would say for every row that there is no CUDA device
     options = {name: getattr(args, name) for name in ("overrides", "iterations", "repeats", "num_gpus") if name in args}
     args.do(args, load_tables(), Session(args.output, args.quick, **options))
 
