@@ -21,14 +21,12 @@ def send_boxes(instances: list[Instances]) -> Callable[[], list[Tensor]]:
     boxes = [x.proposal_boxes.tensor for x in instances]
     if all(x.gt_masks.device == x.proposal_boxes.device for x in instances):
         return lambda: boxes
-    sent = torch.cat(boxes).to(instances[0].gt_masks.device, non_blocking=boxes[0].is_cuda)
-    event = torch.cuda.Event() if boxes[0].is_cuda else None
-    if event is not None:
-        event.record()
+    sent = torch.cat(boxes).to(instances[0].gt_masks.device, non_blocking=True)
+    event = torch.get_device_module(boxes[0].device).Event()
+    event.record()
 
     def arrive() -> list[Tensor]:
-        if event is not None:
-            event.synchronize()
+        event.synchronize()
         return list(sent.split([len(part) for part in boxes]))
 
     return arrive

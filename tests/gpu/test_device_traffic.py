@@ -59,6 +59,7 @@ def test_device_counts_copies(device):
     assert len(device.copies) == 4 and not device.waits
     torch.zeros(3, device=DEVICE).copy_(x).to(DEVICE)
     assert len(device.copies) == 4, "within the device"
+    assert x.to("cpu", non_blocking=True).tolist() == [0, 0, 0] and not device.waits
 
 
 @pytest.mark.parametrize(

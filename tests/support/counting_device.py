@@ -8,7 +8,8 @@ tensor of the CPU, which computes. Every operation passes the :class:`CountingDe
 - copies: what is brought to the device;
 - waits: what the host needs a value of the device for, so that it stands still until the device has done all that it
   was asked for: ``.cpu()``, ``.item()``, ``bool(tensor)``, ``tolist()``, and operations whose result has as many
-  elements as the values say, such as ``nonzero`` and indexing by a boolean mask.
+  elements as the values say, such as ``nonzero`` and indexing by a boolean mask. Copies that do not block are none:
+  who uses them waits for an event, and thus only for what the device was asked for before.
 """
 
 import sys
@@ -26,6 +27,8 @@ VALUES_DECIDE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 
 class _Module(backend_registration._DummyBackendModule):
     """What ``torch.privateuseone`` is."""
+
+    Event = torch.cpu.Event  # nothing is ever under way
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
@@ -84,20 +87,20 @@ class CountingDevice(TorchDispatchMode):
         if kwargs.get("device") is not None:
             on_device = kwargs["device"].type == DEVICE.type
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        self._note(func, args, tensors, on_device)
+        self._note(func, args, tensors, on_device, bool(kwargs.get("non_blocking")))
         args, kwargs = tree_map_only(Tensor, _held, (args, kwargs))
         result = func(*args, **kwargs)
         # What was computed in place is the tensor that was given
         made = DeviceTensor if on_device else lambda x: x
         return tree_map_only(Tensor, lambda x: given[id(x)] if id(x) in given else made(x), result)
 
-    def _note(self, func: Any, args: Any, tensors: list[Tensor], on_device: bool) -> None:
+    def _note(self, func: Any, args: Any, tensors: list[Tensor], on_device: bool, non_blocking: bool) -> None:
         """Note what an operation does besides computing, if it does; ``on_device`` is where its result is to be."""
         ours = [isinstance(x, DeviceTensor) for x in tensors]
         kinds = []
         if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
             target = on_device if len(tensors) == 1 else ours[0]
-            if target != ours[-1]:
+            if target != ours[-1] and (target or not non_blocking):
                 kinds.append(self.copies if target else self.waits)
         elif any(ours):
             if any(x.dim() for x in tensors if not isinstance(x, DeviceTensor)):
