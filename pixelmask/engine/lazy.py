@@ -139,10 +139,10 @@ class _LazyParts(BaseTrainer):
         return cls._make("dataloader.test")
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         if "evaluator" in cls.lazy.dataloader:
             return cls._make("dataloader.evaluator")
-        return super().build_evaluator(cfg, dataset_name)
+        return super().build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
     def _make(cls, key: str) -> Any:
