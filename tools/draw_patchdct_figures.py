@@ -28,23 +28,20 @@ from tqdm import tqdm
 
 from airm import Refiner
 from airm.instances.crops import InstanceRefiner
-from patchdct.figures import (
+from patchdct.figures.drawing import Panel, draw_influences, draw_panels, draw_representation, tint_grid
+from patchdct.figures.objects import (
     TrueObjects,
-    arrange,
-    count_patches,
     count_pieces,
-    influences,
     load_objects,
     load_records,
     match_detections,
-    object_rows,
     read_objects,
-    reconstructions,
     richest_window,
     square_around,
-    stage_columns,
 )
-from patchdct.figures.drawing import Panel, draw_influences, draw_panels, draw_representation, tint_grid
+from patchdct.figures.patch_histograms import count_patches
+from patchdct.figures.representation import influences, reconstructions
+from patchdct.figures.stages import arrange, object_rows, stage_columns
 from patchdct.patches import PatchLabel, classify_patches, split_into_patches
 from patchdct.predictor import Predictor
 from pixelmask.cli import positive, run
@@ -85,14 +82,9 @@ def patches(args: argparse.Namespace) -> tuple[Figure, Any]:
 def influence(args: argparse.Namespace) -> tuple[Figure, Any]:
     truth = load_objects(args.dataset, args.image)
     found = influences(truth.in_boxes()[0])
-    numbers = [
-        {
-            **{key: getattr(x, key) for key in ("patch_size", "vector_dim")},
-            "moved": int((x.change > 0).sum()),
-            "flipped": int((x.before != x.after).sum()),
-        }
-        for x in found
-    ]
+    keys = ("patch_size", "vector_dim", "moved", "flipped")
+    counts = [(x.patch_size, x.vector_dim, int((x.change > 0).sum()), int((x.before != x.after).sum())) for x in found]
+    numbers = [dict(zip(keys, count, strict=True)) for count in counts]
     return draw_influences(found), {"class": truth.names[0], "vectors": numbers}
 
 

@@ -14,21 +14,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from patchdct.figures import (
+from patchdct.figures.drawing import colour_errors, draw_panels, draw_part, draw_representation, tint_grid
+from patchdct.figures.objects import (
     TrueObjects,
-    arrange,
-    count_patches,
     count_pieces,
-    influences,
     load_objects,
     match_detections,
-    object_rows,
-    reconstructions,
     richest_window,
     square_around,
-    stage_columns,
 )
-from patchdct.figures.drawing import colour_errors, draw_panels, draw_part, draw_representation, tint_grid
+from patchdct.figures.patch_histograms import count_patches
+from patchdct.figures.representation import influences, reconstructions
+from patchdct.figures.stages import arrange, object_rows, stage_columns
 from pixelmask.config import get_cfg, load_cfg
 from pixelmask.drawing import save
 from pixelmask.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Instances
 from PIL import Image
 
-from patchdct.figures import load_objects
+from patchdct.figures.objects import load_objects
 from pixelmask.cli import run
 from pixelmask.evaluation.boundary import mask_iou
 from tests.support.checkpoints import save_model
