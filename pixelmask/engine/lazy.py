@@ -28,7 +28,7 @@ from .trainer import BaseTrainer
 
 logger = logging.getLogger(__name__)
 
-NEEDED = ("model", "optimizer", "lr_multiplier", "dataloader.train", "dataloader.test", "train.output_dir")
+NEEDED = ("model", "optimizer.params", "lr_multiplier", "dataloader.train", "dataloader.test", "train.output_dir")
 # What of a Python config the trainer, the checks of data sets and the checkpointer look up in a YAML config
 PLACES = {
     "OUTPUT_DIR": "train.output_dir",

@@ -165,7 +165,7 @@ def test_patchdct_on_vitdet(tmp_path):
         ("model = (\n", [], ["wrong.py, line 1"]),
         ("x = 1\ny = x.z\n", [], ["wrong.py, line 2", "'int' object has no attribute 'z'"]),
         ("from .absent import model\n", [], ["wrong.py, line 1", "absent.py"]),
-        ("x = {}\n", [], ["wrong.py does not define model, optimizer, lr_multiplier, dataloader.train"]),
+        ("x = {}\n", [], ["wrong.py does not define model, optimizer.params, lr_multiplier, dataloader.train"]),
         ("WHOLEmodel.cfg.config = 1\n", [], ["model of the Python config", "config"]),
         ("WHOLEmodel.cfg.config_file = 'none.yaml'\n", [], ["none.yaml"]),
         ("WHOLEdataloader['train'].total_batch_sizes = 2\n", [], ["dataloader.train", "total_batch_sizes"]),
