@@ -87,6 +87,12 @@ AIRM = TinyModel(
 )  # fmt: skip
 
 
+def without_threads() -> None:
+    """For a fork of this process, which does not have its threads and would wait for them."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
 def in_two_processes(work: Callable[[], object]) -> None:
     """Do the work in two forks of this process at once, in the group that torchrun makes for its processes."""
     with socket.socket() as listener:
@@ -96,8 +102,7 @@ def in_two_processes(work: Callable[[], object]) -> None:
 
 
 def _joined(rank: int, work: Callable[[], object], port: int) -> None:
-    cv2.setNumThreads(0)  # the parent's threads do not survive a fork
-    torch.set_num_threads(1)
+    without_threads()
     group = {"TORCHELASTIC_RUN_ID": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     sizes = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({key: str(value) for key, value in {**group, **sizes}.items()})
