@@ -32,7 +32,7 @@ class Settings:
     """How to refine: the keys of MODEL.AIRM with these names."""
 
     ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)
-    min_size_test: int = 224
+    min_size_test: int = 0
     padding: int = 32
     query_chunk: int = 16384
     tile_size: int = 0

@@ -58,9 +58,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     # --- Inference
     # Coarse to fine: resolutions of the encoder's input, as shares of the image's
     airm.RATIOS = [0.125, 0.25, 0.5, 1.0]
-    # Ratios at which the image's longer side would be shorter than this, the side of training's crops, are left out,
-    # except the last: on images of some 400 pixels they lose more than later ones win back. 0: none is left out
-    airm.MIN_SIZE_TEST = 224
+    # Ratios at which the image's longer side would be shorter than this are left out, except the last; 0: none
+    airm.MIN_SIZE_TEST = 0
     # Reflected border around the image, in pixels
     airm.PADDING = 32
     # Pixels for which the mapping is evaluated at once: bounds its memory; on a CPU this many stay in the cache
@@ -84,7 +83,9 @@ def add_airm_config(cfg: CfgNode) -> None:
     # Strengths for brightness, contrast, saturation and hue
     refinement.COLOR_JITTER = [0.3, 0.3, 0.3, 0.1]
     refinement.GRAYSCALE_PROB = 0.1
-    # The coarse mask is the truth perturbed to an IoU drawn from here
+    # The coarse mask is the truth perturbed to an IoU drawn from IOU_RANGE: "regions", with islands and holes, or
+    # "contour", with errors near the contour alone
+    refinement.PERTURBATION = "regions"
     refinement.IOU_RANGE = [0.8, 1.0]
     # Perturb the whole mask, as for testing, instead of the crop's, whose errors are smaller as they go with its size
     refinement.PERTURB_BEFORE_CROP = False

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 COORDINATES = 6
-# How much the predicted weights differ between samples at the start, as a share of their own spread
-INITIAL_VARIATION = 0.3
+# How much the predicted weights differ between samples at the start, as a share of their own spread; and how much what
+# they are predicted from does
+INITIAL_VARIATION, POOLED_SPREAD = 0.3, 0.3
 
 MappingParameters = list[tuple[Tensor, Tensor]]
 """(B or 1, out, in) weight and (B or 1, out) bias of each layer."""
@@ -57,6 +58,14 @@ class SIRMF(nn.Module):
         return [(layer.weight[None], layer.bias[None]) for layer in layers]
 
 
+class _ConvReLUNorm(Conv2d):
+    """The paper's "Conv+ReLU+BatchNorm", in this order: what is pooled has no mean in common with other samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._conv_forward(x, self.weight, self.bias).relu_()
+        return x if self.norm is None else self.norm(x)
+
+
 class AIRMF(nn.Module):
     """Adaptive implicit representation mapping function: a hypernetwork predicts the MLP of each sample (Eq. 5, 6)."""
 
@@ -77,7 +86,7 @@ class AIRMF(nn.Module):
         widths = [in_channels, *channels]
         self.convs = nn.Sequential(
             *(
-                Conv2d(i, o, 3, 2, 1, bias=norm == "", norm=get_norm(norm, o), activation=F.relu)
+                _ConvReLUNorm(i, o, 3, 2, 1, norm=get_norm(norm, o))
                 for i, o in zip(widths[:-1], channels, strict=True)
             )
         )
@@ -94,7 +103,7 @@ class AIRMF(nn.Module):
                 std = (gain / (inputs * self.rank)) ** 0.25
                 for part in (3 * layer, 3 * layer + 1):
                     biases[part].normal_(0, std)
-                    weights[part].normal_(0, INITIAL_VARIATION * std / math.sqrt(self.linear.in_features / 4))
+                    weights[part].normal_(0, INITIAL_VARIATION * std / (POOLED_SPREAD * math.sqrt(self.linear.in_features)))
                 weights[3 * layer + 2].zero_()
                 biases[3 * layer + 2].zero_()
 

@@ -101,7 +101,7 @@ class AIRM(nn.Module):
 
     def adapt_checkpoint(self, state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         """Called with what a checkpoint file holds: see :func:`airm.backbone.weights.adapt_checkpoint`."""
-        return adapt_checkpoint(state, self.state_dict())
+        return adapt_checkpoint(state, self.state_dict(), prefix)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """

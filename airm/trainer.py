@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
-from torch import nn
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.utils import comm
+from torch import Tensor, nn
 
 from pixelmask.checkpoint.checkpointer import load_trained
 from pixelmask.engine import BaseTrainer
@@ -30,6 +33,11 @@ class RefinementTrainer(BaseTrainer):
             load_encoder(self.checkpointer.model, frozen)
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        return synchronized(model) if comm.get_world_size() > 1 else model
+
+    @classmethod
     def prepare_datasets(cls, cfg: CfgNode, train: bool) -> None:
         prepare_refinement_datasets(cfg, train)
 
@@ -40,6 +48,30 @@ class RefinementTrainer(BaseTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return RefinementEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name))
+
+
+class _SyncBatchNorm(NaiveSyncBatchNorm):
+    """Detectron2's, for any device, with float32 statistics of bfloat16 features too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(torch.promote_types(input.dtype, torch.float32))).to(input.dtype)
+
+
+def synchronized(model: nn.Module) -> nn.Module:
+    """Let batch norms take their statistics over the images of all processes.
+
+    A process has 3 of the paper's 12 crops on 4 GPUs, which is few for statistics. Names and values stay; an evaluation
+    is not concerned. PyTorch's own synchronised norm is for accelerators alone.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, nn.BatchNorm2d):
+                synced = _SyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
+                synced.load_state_dict(norm.state_dict())
+                setattr(parent, name, synced)
+    return model
 
 
 def load_encoder(model: AIRM, weights: str) -> None:

@@ -1,4 +1,4 @@
-"""Check data sets for refinement, or split one into training and validation.
+"""Check data sets for refinement, split one into training and validation, or measure its perturbed masks.
 
 Check that every set that is there is complete, and every file of it readable:
 
@@ -14,6 +14,10 @@ Hold out every tenth pair of a set, and write train.txt and val.txt, list files 
     python datasets/prepare_refinement.py --split /data/ECSSD/images /data/ECSSD/ground_truth_mask \\
         --every 10 --output /data/ECSSD/split
 
+Measure what errors training makes in 200 crops of a set, with either kind of INPUT.REFINEMENT.PERTURBATION:
+
+    python datasets/prepare_refinement.py --statistics ecssd
+
 The exit status is 1 if anything is wrong. Layouts, and where to get the sets: datasets/README.md.
 """
 
@@ -21,28 +25,32 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
+from airm.data.dataset_mapper import RefinementDatasetMapper
 from airm.data.datasets import BUILT_IN, BuiltInSet, CustomSet, make_dicts, parse_folders
 from airm.data.pairs import Pair, check_pair
+from airm.data.perturbation import KINDS
+from airm.data.perturbation_statistics import FAR, perturbation_statistics
 from pixelmask.cli import run
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
 from pixelmask.files import write_text
+from pixelmask.images import read_mask
 
 PAIRS_AT_ONCE = 8
+CROPS = 200
 
 
 def find_faults(pairs: Sequence[Pair], workers: int, title: str) -> list[str]:
     """Decode the files of all pairs in ``workers`` processes; return what is wrong with them, in their order."""
-    with contextlib.ExitStack() as stack:
-        checked: Iterator[list[str]] = map(check_pair, pairs)
-        if workers > 1 and len(pairs) > PAIRS_AT_ONCE:
-            checked = stack.enter_context(ProcessPoolExecutor(workers)).map(check_pair, pairs, chunksize=PAIRS_AT_ONCE)
+    in_parallel = workers > 1 and len(pairs) > PAIRS_AT_ONCE
+    with ProcessPoolExecutor(workers) if in_parallel else contextlib.nullcontext() as pool:
+        checked = pool.map(check_pair, pairs, chunksize=PAIRS_AT_ONCE) if pool else map(check_pair, pairs)
         bar = tqdm(checked, title, len(pairs), unit="pair", leave=False, disable=None)
         return [fault for faults in bar for fault in faults]
 
@@ -110,16 +118,31 @@ def split(folders: Sequence[str], every: int, output: Path) -> None:
     print('  TRAIN: ("my_train",)\n  TEST: ("my_val",)')
 
 
+def statistics(argument: str) -> None:
+    """Print the errors of perturbed training crops of a set, whose pairs are taken evenly, for each kind."""
+    target = BUILT_IN.get(argument) or parse_folders(argument)
+    paths = [entry["mask_file_name"] for entry in target()]
+    masks = [read_mask(paths[i * len(paths) // CROPS]) for i in range(CROPS)]
+    rows = {kind: perturbation_statistics(masks, RefinementDatasetMapper(True, perturbation=kind)) for kind in KINDS}
+    print(f"{CROPS} crops    IoU  errors > {FAR:.0f} px off  islands  holes")
+    for kind, errors in rows.items():
+        print(f"{kind:12} {errors.iou:.3f}  {errors.far:17.1%}  {errors.islands:7.2f}  {errors.holes:5.2f}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", nargs="*", metavar="SET", help="names, folders, or IMAGES:MASKS; none: all known")
     action.add_argument("--split", nargs="+", metavar="FOLDER", help="one folder of any layout, or images and masks")
+    action.add_argument("--statistics", metavar="SET", help="name, folder, or IMAGES:MASKS")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that decode (%(default)s)")
     parser.add_argument("--limit", type=int, default=20, help="faults of each set that are printed (%(default)s)")
     parser.add_argument("--every", type=int, default=10, metavar="N", help="hold out every Nth pair (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where --split writes train.txt and val.txt")
     options = parser.parse_args(arguments)
+    if options.statistics is not None:
+        statistics(options.statistics)
+        return 0
     if options.split is None:
         return check(options.check, max(options.workers, 1), max(options.limit, 0))
     if options.output is None:

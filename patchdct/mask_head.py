@@ -19,6 +19,7 @@ from .baselines import BinaryGridBranch, DCTMaskBranch, TwoStageDCTBranch
 from .losses import check_loss_type, vector_loss, vector_loss_sum
 from .mask_branch import MaskBranchSizes, RefinementBranch
 from .patch_branch import PatchDCTBranch
+from .targets import rasterize_masks, send_boxes
 
 
 class RefinementHead(RefinementBranch):
@@ -100,12 +101,13 @@ class RefinementHead(RefinementBranch):
             the loss in training; else ``instances``, each with ``pred_masks`` (B_i, 1, M, M), soft.
         """
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+        arrive = send_boxes(instances) if self.training else None
         x = _pool(self.coarse_pooler, [features[f] for f in self.in_features], boxes)
         fine = _pool(self.fine_pooler, [features[f] for f in self.fine_features], boxes)
         classes = instance_classes(instances, self.training, self.num_classes, x.device)
         coarse_vectors, stages = self.predict(x, fine, classes)
-        if self.training:
-            return {"loss_mask": self.losses(coarse_vectors, stages, instances)}
+        if arrive is not None:
+            return {"loss_mask": self.losses(coarse_vectors, stages, instances, arrive())}
         _share_out(instances, "pred_masks", self.stage_masks(stages[-1], final=True).float()[:, None])
         if self.keep_stages:
             _share_out(instances, "pred_coarse_masks", self.codec.decode(coarse_vectors.float())[:, None])
@@ -113,13 +115,19 @@ class RefinementHead(RefinementBranch):
                 _share_out(instances, field, values)
         return instances
 
-    def losses(self, coarse_vectors: Tensor, stages: list[Any], instances: list[Instances]) -> Tensor:
-        """Compute Eq. 3 and log its parts, unweighted, under ``patchdct/``."""
-        masks = rasterize_masks(instances, self.codec.mask_size, coarse_vectors.device)
+    def losses(
+        self,
+        coarse_vectors: Tensor,
+        stages: list[Any],
+        instances: list[Instances],
+        boxes: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Compute Eq. 3 and log its parts, unweighted, under ``patchdct/``; boxes as in :func:`.rasterize_masks`."""
+        masks = rasterize_masks(instances, self.codec.mask_size, coarse_vectors.device, boxes)
         losses = {"loss_dct": vector_loss(coarse_vectors, self.codec.encode(masks), self.loss_type)}
         total = self.stage_loss_weights[0] * losses["loss_dct"]
         if self.sizes.assembled_size != self.codec.mask_size:
-            masks = rasterize_masks(instances, self.sizes.assembled_size, coarse_vectors.device)
+            masks = rasterize_masks(instances, self.sizes.assembled_size, coarse_vectors.device, boxes)
         targets = self.make_targets(masks)
         for i, (stage, weight) in enumerate(zip(stages, self.stage_loss_weights[1:], strict=True), start=1):
             suffix = f"_stage{i}" if len(stages) > 1 else ""
@@ -196,11 +204,12 @@ class MaskRCNNDCTHead(DCTMaskBranch):
         Returns:
             the loss in training; else ``instances``, each with ``pred_masks`` (B_i, 1, K, K), soft.
         """
+        arrive = send_boxes(instances) if self.training else None
         vectors = self.predict(x, instance_classes(instances, self.training, self.num_classes, x.device))
-        if not self.training:
+        if arrive is None:
             _share_out(instances, "pred_masks", self.codec.decode(vectors.float())[:, None])
             return instances
-        masks = rasterize_masks(instances, self.codec.mask_size, x.device)
+        masks = rasterize_masks(instances, self.codec.mask_size, x.device, arrive())
         loss = vector_loss_sum(vectors, self.codec.encode(masks), self.loss_type)
         return {"loss_mask": self.loss_weight * loss}
 
@@ -263,23 +272,6 @@ def _check_config(head: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
 def _pool(pooler: ROIPooler, maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
     """Pool in float32: RoIAlign rounds the boxes to the type of the maps, by whole pixels where that is bfloat16."""
     return pooler([x.float() for x in maps], boxes).to(maps[0].dtype)
-
-
-@torch.compiler.disable  # Detectron2's polygons are no tensors
-def rasterize_masks(instances: list[Instances], mask_size: int, device: torch.device) -> Tensor:
-    """Crop the ground-truth masks of proposals to their boxes.
-
-    Args:
-        instances: per image, with ``gt_masks`` (PolygonMasks or BitMasks) and ``proposal_boxes``. Images without
-            proposals need no ``gt_masks``.
-        mask_size: side of the result in pixels.
-        device: where an empty result is to live.
-
-    Returns:
-        (B, mask_size, mask_size) boolean masks in the box frame, the images' proposals one after the other.
-    """
-    masks = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, mask_size).to(device) for x in instances if len(x)]
-    return torch.cat(masks) if masks else torch.zeros(0, mask_size, mask_size, dtype=torch.bool, device=device)
 
 
 def instance_classes(instances: list[Instances], training: bool, num_classes: int, device: torch.device) -> Tensor:

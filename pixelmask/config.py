@@ -24,6 +24,18 @@ logger = logging.getLogger(__name__)
 AddKeys = Callable[[CfgNode], None]
 
 _ADD_KEYS: dict[str, AddKeys] = {}
+# Detectron2's keys after v0.5, with the values by which it does what v0.5 does; newer versions write them into configs
+_NEWER = {
+    "DATALOADER.REPEAT_SQRT": True,
+    "FLOAT32_PRECISION": "",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": 50,
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
+    "SOLVER.BASE_LR_END": 0.0,
+    "SOLVER.NUM_DECAYS": 3,
+    "SOLVER.RESCALE_INTERVAL": False,
+}
 # Top-level keys by which a whole config, as a training writes it, is known: nobody writes all of these by hand
 _WHOLE = {"CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "INPUT", "MODEL", "OUTPUT_DIR", "SOLVER", "TEST", "VERSION"}
 
@@ -66,17 +78,45 @@ def load_cfg(config_file: str = "", opts: Sequence[str] = (), datasets: Sequence
         UserError: if the file is missing or no YAML, or a key or value does not fit. A config that asks for CUDA on a
             machine without it is not an error: the model goes to the CPU, with a warning.
     """
-    if config_file and not Path(config_file).is_file():
-        raise UserError(f"no config file {config_file}; those of this project are in configs/")
-    with _mistakes_in(config_file):
-        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False) if config_file else {}
-        cfg = get_cfg(_architecture(content, opts))
+    content, cfg = _read(config_file, opts)
     with _mistakes_in(config_file, cfg):
         if set(content) >= _WHOLE:
             _merge_known(cfg, content, config_file)
         elif config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
     return _finish(cfg, opts, datasets)
+
+
+def load_cfgs(config_files: Sequence[str], opts: Sequence[str] = ()) -> list[CfgNode]:
+    """Return the configs of several files with the same overrides, as :func:`load_cfg` does for one.
+
+    Those of keys that only another kind of model has (see :func:`fitting`) are left out, and the log says so. Of one
+    file alone they are mistakes.
+    """
+    if len(config_files) == 1:
+        return [load_cfg(config_files[0], opts)]
+    fits = {config_file: fitting(config_file, opts) for config_file in config_files}
+    others = [
+        f"{file}: {' '.join(key for key in opts[::2] if key not in fit)}"
+        for file, fit in fits.items()
+        if len(fit) < len(opts)
+    ]
+    if others:
+        logger.warning("Left out overrides that only another kind of model has. %s", "; ".join(others))
+    return [load_cfg(config_file, fits[config_file]) for config_file in config_files]
+
+
+def fitting(config_file: str, opts: Sequence[str]) -> list[str]:
+    """Return the ``KEY VALUE`` pairs without those that a config cannot have, but another kind of model can.
+
+    For a detector MODEL.AIRM.RATIOS is left out, while a key that no model has stays, for :func:`load_cfg` to refuse.
+
+    Raises:
+        UserError: as in :func:`load_cfg`, for a file that cannot be read.
+    """
+    own = flat(_read(config_file, opts)[1]).keys()
+    foreign = {key for architecture in _ADD_KEYS for key in flat(get_cfg(architecture))} - own
+    return [part for i, part in enumerate(opts) if opts[i - i % 2] not in foreign]
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -101,6 +141,17 @@ def changed(cfg: CfgNode, *opts: Any) -> CfgNode:
     return cfg
 
 
+def _read(config_file: str, opts: Sequence[str]) -> tuple[dict[str, Any], CfgNode]:
+    """Return a file's content, and the defaults of the kind of model that it and overrides make."""
+    if config_file and not Path(config_file).is_file():
+        raise UserError(f"no config file {config_file}; those of this project are in configs/")
+    if config_file.endswith(".py"):
+        raise UserError(f"{config_file} is a Python config, which tools/train_net.py alone takes; give a YAML file")
+    with _mistakes_in(config_file):
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False) if config_file else {}
+        return content, get_cfg(_architecture(content, opts))
+
+
 def _architecture(content: dict[str, Any], opts: Sequence[str]) -> str:
     """Return the MODEL.META_ARCHITECTURE that a config's content and overrides name, "" if they do not."""
     model = content.get("MODEL")
@@ -109,13 +160,18 @@ def _architecture(content: dict[str, Any], opts: Sequence[str]) -> str:
 
 
 def _merge_known(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
-    if unknown := _take_out_unknown(content, cfg):
-        logger.warning("%s: left out what other models or versions have: %s", source, ", ".join(unknown))
+    unknown = _take_out_unknown(content, cfg)
+    if unknown.get("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"):
+        raise UserError(
+            f"{source}: MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE needs a newer Detectron2, which it was trained on"
+        )
+    if names := [name for name, value in unknown.items() if name not in _NEWER or value != _NEWER[name]]:
+        logger.warning("%s: left out what other models or versions have: %s", source, ", ".join(names))
     cfg.merge_from_other_cfg(CfgNode(content))
 
 
-def _take_out_unknown(content: dict[str, Any], known: CfgNode, prefix: str = "") -> list[str]:
-    """Take the keys and nodes that ``known`` does not have out of a whole config, and return their names.
+def _take_out_unknown(content: dict[str, Any], known: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """Take the keys and nodes that ``known`` does not have out of a whole config, and return them by their full names.
 
     Raises:
         UserError: for one that stands in the place of a known key, or nearly has the name of one: a typing mistake.
@@ -126,12 +182,11 @@ def _take_out_unknown(content: dict[str, Any], known: CfgNode, prefix: str = "")
         close = difflib.get_close_matches(name, missing) or difflib.get_close_matches(name, known, cutoff=0.85)
         if close:
             raise UserError(_describe_unknown(prefix + name, [prefix + other for other in close]))
-        del content[name]
-    names = [prefix + name for name in unknown]
+    taken = {prefix + name: content.pop(name) for name in unknown}
     for name, value in content.items():
         if isinstance(value, dict) and isinstance(known[name], CfgNode):
-            names += _take_out_unknown(value, known[name], f"{prefix}{name}.")
-    return names
+            taken |= _take_out_unknown(value, known[name], f"{prefix}{name}.")
+    return taken
 
 
 def _finish(cfg: CfgNode, opts: Sequence[str], datasets: Sequence[Sequence[str]] = ()) -> CfgNode:

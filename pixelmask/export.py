@@ -18,7 +18,8 @@ from .errors import UserError
 TOLERANCE = 1e-4
 """Largest difference between the answers of a file and of the model that counts as none."""
 SUFFIXES = (".pt2", ".onnx")
-METADATA = "patchdct"  # the key in an ONNX file, and the name of the extra file in a .pt2
+# The key in an ONNX file, and the name of the extra file in a .pt2, of every model: published files have it
+METADATA = "patchdct"
 
 
 class Export(NamedTuple):

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 
 import airm  # noqa: F401 - registers its keys
 from patchdct import MaskRCNNPatchDCTHead
-from pixelmask.config import get_cfg, load_cfg, parse_cfg
+from pixelmask.config import get_cfg, load_cfg, load_cfgs, parse_cfg
 from pixelmask.errors import UserError
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
@@ -129,8 +129,11 @@ def add_both_models(content: dict) -> None:
 
 def become_newer(content: dict) -> None:
     """Keys that Detectron2 got after v0.5, and one that it may get."""
-    merge(content, {"SOLVER": {"BASE_LR_END": 0.0, "WEIGHT_DECAY_BIAS": None}, "DATALOADER": {"REPEAT_SQRT": True}})
-    merge(content, {"FLOAT32_PRECISION": "", "OF_LATER": {"A": 1}, "MODEL": {"ROI_BOX_HEAD": {"USE_FED_LOSS": False}}})
+    box_head = {"USE_FED_LOSS": False, "FED_LOSS_FREQ_WEIGHT_POWER": 0.5, "FED_LOSS_NUM_CLASSES": 50}
+    box_head["USE_SIGMOID_CE"] = False
+    solver = {"BASE_LR_END": 0.0, "NUM_DECAYS": 3, "RESCALE_INTERVAL": False, "WEIGHT_DECAY_BIAS": None}
+    merge(content, {"SOLVER": solver, "DATALOADER": {"REPEAT_SQRT": True}, "MODEL": {"ROI_BOX_HEAD": box_head}})
+    merge(content, {"FLOAT32_PRECISION": "", "OF_LATER": {"A": 1}})
 
 
 def become_older(content: dict) -> None:
@@ -163,12 +166,37 @@ def test_whole_configs_of_other_models_and_versions_load(tmp_path, caplog, archi
         if change is become_newer:
             assert cfg.SOLVER.WEIGHT_DECAY_BIAS is None
             cfg.SOLVER.WEIGHT_DECAY_BIAS = expected.SOLVER.WEIGHT_DECAY_BIAS
+            assert all(message.endswith(": OF_LATER") for message in caplog.messages if "left out" in message)
         assert json.dumps(cfg, indent=0).splitlines() == json.dumps(expected, indent=0).splitlines()
         messages = [message for message in caplog.messages if "left out" in message]
         assert len(messages) == (change is not become_older) and all(path in message for message in messages)
         if change is add_both_models:
             assert ("MODEL.AIRM" in messages[0]) == (architecture != "AIRM")
             assert ("MODEL.ROI_MASK_HEAD.PATCH_SIZE" in messages[0]) == (architecture == "AIRM")
+
+
+def test_a_newer_detectron2_that_scores_otherwise_is_not_passed_over(tmp_path):
+    path = whole_config(
+        tmp_path / "config.yaml", "", lambda content: content["MODEL"]["ROI_BOX_HEAD"].update(USE_SIGMOID_CE=True)
+    )
+    if "USE_SIGMOID_CE" in get_cfg().MODEL.ROI_BOX_HEAD:
+        assert load_cfg(path).MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE
+        return
+    with pytest.raises(UserError, match="config.yaml: .*USE_SIGMOID_CE needs a newer Detectron2"):
+        load_cfg(path)
+
+
+def test_overrides_of_one_kind_are_left_out_of_the_other_where_there_are_both(caplog):
+    files = ["configs/airm/airm_mit_b1.yaml", "configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"]
+    opts = ["MODEL.AIRM.RANK", "3", "MODEL.ROI_MASK_HEAD.PATCH_SIZE", "16", "MODEL.DEVICE", "cpu"]
+    refiner, detector = load_cfgs(files, opts)
+    assert (refiner.MODEL.AIRM.RANK, detector.MODEL.ROI_MASK_HEAD.PATCH_SIZE) == (3, 16)
+    assert (refiner.MODEL.DEVICE, detector.MODEL.DEVICE) == ("cpu", "cpu") and "AIRM" not in detector.MODEL
+    (message,) = caplog.messages
+    assert f"{files[0]}: MODEL.ROI_MASK_HEAD.PATCH_SIZE; {files[1]}: MODEL.AIRM.RANK" in message
+    for one, wrong in (([files[1]], opts), (files, ["MODEL.AIRM.RANKS", "3"]), (files, ["MODEL.AIRM.RANK"])):
+        with pytest.raises(UserError, match=r"MODEL\.AIRM\.RANK"):
+            load_cfgs(one, wrong)
 
 
 @pytest.mark.parametrize(("key", "renamed"), [("MAX_ITERATIONS", True), ("MAX_ITERS", False)])

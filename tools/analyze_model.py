@@ -27,7 +27,7 @@ from airm.cost import num_parameters, pass_cost
 from measuring import AIRM_CONFIGS, CONFIGS, PATCHDCT_CONFIGS
 from patchdct.mask_network import mask_branch_cost
 from pixelmask.cli import add_import, import_code, positive, print_table, run
-from pixelmask.config import load_cfg
+from pixelmask.config import load_cfgs
 from pixelmask.files import write_json
 
 DEFAULT_CONFIGS = [
@@ -92,9 +92,9 @@ def show_airm(rows: list[dict[str, Any]]) -> None:
 def main(args: argparse.Namespace) -> None:
     import_code(args.imports)
     mask_branches, airm = [], []
-    config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else [])
-    for config_file in config_files or DEFAULT_CONFIGS:
-        cfg = load_cfg(config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else []) or DEFAULT_CONFIGS
+    cfgs = load_cfgs(config_files, [*args.opts, "MODEL.DEVICE", "cpu"])
+    for config_file, cfg in zip(config_files, cfgs, strict=True):
         config = Path(config_file).stem
         if cfg.MODEL.META_ARCHITECTURE == "AIRM":
             # Both are the same if no tiles are asked for

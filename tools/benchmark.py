@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from measuring import AIRM_CONFIGS, PARTS, PATCHDCT_CONFIGS, Case, Settings, measure, parts_of
 from pixelmask.cli import add_import, import_code, positive, print_table, run
-from pixelmask.config import load_cfg
+from pixelmask.config import load_cfgs
 from pixelmask.errors import UserError
 from pixelmask.files import write_json
 from reproduction.provenance import commit
@@ -51,9 +51,8 @@ def choose_cases(config_files: list[str], args: argparse.Namespace) -> list[Case
     Raises:
         UserError: if a config has none of them, or cannot be loaded.
     """
-    parts_of_config = {
-        name: parts_of(load_cfg(name, [*args.opts, "MODEL.DEVICE", args.device])) for name in config_files
-    }
+    cfgs = load_cfgs(config_files, [*args.opts, "MODEL.DEVICE", args.device])
+    parts_of_config = {name: parts_of(cfg) for name, cfg in zip(config_files, cfgs, strict=True)}
     for name, parts in parts_of_config.items():
         if not set(parts) & set(args.parts):
             raise UserError(f"{name} has none of the --parts {' '.join(args.parts)}; it has {', '.join(parts)}")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from airm.cost import DrawnMaskPass, draw_mask
 from patchdct.mask_network import MaskNetwork
-from pixelmask.config import load_cfg
+from pixelmask.config import fitting, load_cfg
 from pixelmask.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -116,7 +116,7 @@ def parts_of(cfg: CfgNode) -> list[str]:
 def prepare(case: Case, settings: Settings) -> Callable[[], Any]:
     """Build a model with random weights and its inputs; return the call of one part, see :func:`measure`."""
     tiles = [] if case.tile_size is None else ["MODEL.AIRM.TILE_SIZE", str(case.tile_size)]
-    opts = [*settings.opts, *tiles, "MODEL.WEIGHTS", "", "MODEL.DEVICE", settings.device]
+    opts = [*fitting(case.config_file, settings.opts), *tiles, "MODEL.WEIGHTS", "", "MODEL.DEVICE", settings.device]
     cfg = load_cfg(case.config_file, opts)
     if case.part not in parts_of(cfg):
         known = ", ".join(parts_of(cfg))

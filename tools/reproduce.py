@@ -3,6 +3,7 @@
 
     python tools/reproduce.py list [TABLE ...]
     python tools/reproduce.py run patchdct-5 --row two_stage_dct --num-gpus 8
+    python tools/reproduce.py run patchdct-5 --repeats 3
     python tools/reproduce.py run patchdct-5 --quick
     python tools/reproduce.py show patchdct-5 --format csv
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from pixelmask.cli import console, positive, print_table, run
@@ -29,15 +31,15 @@ from reproduction.zoo import MODEL_ZOO, OBTAINED, collect, model_zoo, read_obtai
 
 
 def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> None:
-    chosen = [tables.table(name).name for name in args.tables] or list(tables.tables)
-    lines = [line for line in overview(tables, session) if line["table"] in chosen]
+    chosen = {name: tables.table(name) for name in args.tables or tables.tables}
+    lines = overview(replace(tables, tables=chosen), session)
     if args.json:
         sys.stdout.write(json.dumps(lines, indent=2) + "\n")
         return
     out = console(160)
     if args.quick:
         out.print(quick.TITLE)
-    for name in chosen:
+    for name, table in chosen.items():
         rows = [line for line in lines if line["table"] == name]
         ours = [row["needs"] for row in rows if row["config"]]
         shared = [need for need in ours[0] if all(need in needs for needs in ours)]
@@ -45,8 +47,9 @@ def list_rows(args: argparse.Namespace, tables: Tables, session: Session) -> Non
         for row in rows:
             hours = "" if row["gpu_hours"] is None else f"{row['gpu_hours']:.0f}"
             needs = ", ".join(need for need in row["needs"] if need not in shared)
-            texts.append([row["row"], row["labels"], row["config"] or "", needs, row["state"], hours])
-        out.print(f"[bold]{name}[/]  {tables.table(name).heading}\n[italic]needs {', '.join(shared)}[/]")
+            state = row["state"] + (f", {row['runs']} runs" if row["runs"] > 1 else "")
+            texts.append([row["row"], row["labels"], row["config"] or "", needs, state, hours])
+        out.print(f"[bold]{name}[/]  {table.heading}\n[italic]needs {', '.join(shared)}[/]")
         print_table("", ("row", "", "config", "needs also", "state", "GPU hours"), texts, left=5, width=160)
     # Rows that share a config share its run
     trainings = {line["config"]: line["gpu_hours"] for line in lines if line["gpu_hours"]}
@@ -92,8 +95,10 @@ def write_zoo(args: argparse.Namespace, tables: Tables, session: Session) -> Non
 
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("patchdct.config").setLevel(logging.ERROR)  # would say for every row that there is no CUDA device
-    options = {name: getattr(args, name) for name in ("overrides", "iterations", "num_gpus") if name in args}
+    logging.getLogger("pixelmask.config").setLevel(
+        logging.ERROR
+    )  # would say for every row that there is no CUDA device
+    options = {name: getattr(args, name) for name in ("overrides", "iterations", "repeats", "num_gpus") if name in args}
     args.do(args, load_tables(), Session(args.output, args.quick, **options))
 
 
@@ -116,6 +121,7 @@ def argument_parser() -> argparse.ArgumentParser:
     command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to do; default all")
     command.add_argument("--num-gpus", type=positive, default=1, metavar="N", help="default 1")
     command.add_argument("--iterations", type=positive, metavar="N", help="of every training; its steps in proportion")
+    command.add_argument("--repeats", type=positive, metavar="N", help="train with each of the seeds 1 to N")
     command.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar="KEY VALUE", help="override the configs"
     )

@@ -5,6 +5,10 @@
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model.pth
     torchrun --nproc_per_node=2 tools/train_net.py --config-file ... MODEL.DEVICE cpu
 
+A Python config (Detectron2's LazyConfig) is given likewise, with overrides of its kind:
+
+    python tools/train_net.py --config-file configs/patchdct/lazy/patchdct_R_50_FPN_1x_coco.py train.max_iter=300
+
 A data set of one's own in COCO format needs no Python: ``--dataset my_train annotations.json images/``, then
 ``DATASETS.TRAIN "('my_train',)"``. SOLVER.REFERENCE_WORLD_SIZE 8 scales batch, learning rate and schedule of a config
 for 8 GPUs to the GPUs at hand.
@@ -26,6 +30,7 @@ from pixelmask.checkpoint import SafeCheckpointer, load_trained
 from pixelmask.cli import add_import, import_code, run
 from pixelmask.config import load_cfg
 from pixelmask.engine import BaseTrainer, launch
+from pixelmask.engine.lazy import lazy_trainer, load_lazy, settings_of
 from pixelmask.errors import UserError
 
 
@@ -34,20 +39,25 @@ def trainer_of(cfg: CfgNode) -> type[BaseTrainer]:
     return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Import what is of the user's own, make the config, start the log, register and check the data sets."""
+def setup(args: argparse.Namespace) -> tuple[CfgNode, type[BaseTrainer]]:
+    """Import what is of the user's own, make config and trainer, start the log, register and check the data sets."""
     import_code(args.imports)
-    cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
-    default_setup(cfg, args)
+    if args.config_file.endswith(".py"):
+        lazy = load_lazy(args.config_file, args.opts)
+        cfg, trainer = settings_of(lazy, args.config_file, args.dataset), lazy_trainer(Trainer, lazy)
+        default_setup(lazy, args)
+    else:
+        cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
+        trainer = trainer_of(cfg)
+        default_setup(cfg, args)
     for package in ("pixelmask", "patchdct", "airm"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
-    trainer_of(cfg).prepare_datasets(cfg, train=not args.eval_only)
-    return cfg
+    trainer.prepare_datasets(cfg, train=not args.eval_only)
+    return cfg, trainer
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    cfg = setup(args)
-    trainer_class = trainer_of(cfg)
+    cfg, trainer_class = setup(args)
     if not args.eval_only:
         trainer = trainer_class(cfg)
         trainer.resume_or_load(resume=args.resume)
@@ -65,7 +75,10 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
     checkpointer = SafeCheckpointer(nn.Module(), save_dir=cfg.OUTPUT_DIR)
     weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
     if not weights:
-        raise UserError("--eval-only needs trained weights: give MODEL.WEIGHTS, or --resume for the last checkpoint")
+        raise UserError(
+            "--eval-only needs trained weights: give MODEL.WEIGHTS (of a Python config train.init_checkpoint), or "
+            "--resume for the last checkpoint"
+        )
     return weights
 
 

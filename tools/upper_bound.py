@@ -7,9 +7,10 @@
 
 Every ground-truth mask of a COCO-format set is cut out by its box at 112 x 112 pixels, encoded, decoded, pasted into
 the image at a threshold of 0.5, and evaluated (mask AP and Boundary AP). The boxes are the ground truth's, with a
-score of 1; or, as in the paper, a detector's: --detections takes its COCO results. Each detection, best score first,
-gets the mask of the free object of its image and class whose box it overlaps most, with an IoU of at least 0.5; the
-others stay false positives, with their whole box as mask. Results without boxes get those around their masks.
+score of 1; or, as in the paper, a detector's: --detections takes its COCO results. As in the authors' code, each
+detection gets the mask of the object of its image whose box it overlaps most, of whatever class, be it ever so little.
+With --one-to-one, best score first, it gets that of the free object of its class with an IoU of at least 0.5; what has
+no object stays a false positive, with its whole box as mask. Results without boxes get those around their masks.
 
 Patches that are all background or all foreground are kept as they are, only mixed ones pass through the codec. A patch
 of 1 x 1 is the binary grid, one of 112 x 112 the DCT of the whole mask. Images are not needed.
@@ -118,7 +119,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         histograms = write_histograms(args.histograms, records)
         counts = ", ".join(f"{count:,} {label}" for label, count in histograms.patches().items())
         print(f"Patches of {histograms.num_masks:,} masks: {counts}; {args.histograms}")
-    rows = list(upper_bounds(name, records, results))
+    rows = list(upper_bounds(name, records, results, args.one_to_one))
     title = f"Upper bound of AP, {'matched detections' if args.detections else 'ground-truth boxes'}"
     print_table(title, ("Resolution", "Patch size", "Dim.", "AP", "AP_B"), map(cells, rows), left=0)
     if args.json:
@@ -130,6 +131,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", required=True, metavar="FILE", help="COCO JSON with the ground truth")
     parser.add_argument("--detections", metavar="FILE", help="COCO results whose boxes to use, not the truth's")
+    parser.add_argument("--one-to-one", action="store_true", help="a detection for each object, of its class")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table's rows to this file")
     parser.add_argument("--histograms", type=Path, metavar="FILE.png", help="also draw Figure 3, numbers in FILE.json")
     return parser

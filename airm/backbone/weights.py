@@ -129,15 +129,16 @@ def fit(weights: PretrainedWeights, own: Mapping[str, Tensor]) -> tuple[dict[str
     return pretrained.fit(weights, own, wanted, problem)
 
 
-def adapt_checkpoint(state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+def adapt_checkpoint(state: dict[str, Any], own: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
     """Bring a pretrained encoder's weights under AIRM's names and to its 4 input channels.
 
     Args:
         state: a checkpoint's tensors by name; also a dict that has them under ``state_dict``.
         own: AIRM's state.
+        prefix: of AIRM in the model that is loaded; "" if it is the model.
 
     Returns:
-        tensors by name: ``encoder.backbone.`` and the published ones of a Mix Transformer. Those of other models,
+        tensors by name: the prefix, ``encoder.backbone.`` and the published ones of a Mix Transformer. Those of other models,
         AIRM's own among them, keep their names, Detectron2's ResNets to be matched by its heuristics.
 
     Raises:
@@ -154,4 +155,4 @@ def adapt_checkpoint(state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[s
         return widen_stem(state, "stem.conv1.weight", backbone)
     if _FIRST not in backbone:
         raise UserError("it holds the weights of a Mix Transformer; MODEL.BACKBONE.NAME is to be build_mit_backbone")
-    return usable(fit(weights, backbone), BACKBONE)
+    return usable(fit(weights, backbone), prefix + BACKBONE)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 
+from pixelmask.data.mapper import OwnRandomNumbers
 from pixelmask.errors import UserError
 from pixelmask.images import read_mask, read_picture, read_soft_mask
 
-from .perturbation import perturb_mask
+from .perturbation import KINDS, draw_iou, perturb_mask
 
 CROP_ATTEMPTS = 10
 # Luma, and the two axes of chroma, of ITU-R BT.601
@@ -26,11 +27,11 @@ class RefinementDatasetMapper:
 
     For training, a random crop (of what is reflected at its borders where the picture is smaller), flipped, with its
     colours changed, and a coarse mask made from the truth by :func:`.perturbation.perturb_mask`, in the crop or before
-    it is cut. All is drawn from numpy's global generator, which Detectron2 seeds in each worker. Crops without
-    foreground are drawn again, up to 10 times.
+    it is cut. All is drawn from numpy's global generator, from a place of this mapper's own. Crops without foreground
+    are drawn again, up to 10 times.
 
     For testing, the whole picture, and the coarse mask of the data set. Where it has none, one is made from the truth,
-    the same in every run.
+    of kind "contour" whatever training has, the same in every run.
     """
 
     @configurable
@@ -42,6 +43,7 @@ class RefinementDatasetMapper:
         flip_prob: float = 0.5,
         color_jitter: Sequence[float] = (0.3, 0.3, 0.3, 0.1),
         grayscale_prob: float = 0.1,
+        perturbation: str = "regions",
         iou_range: Sequence[float] = (0.8, 1.0),
         perturb_before_crop: bool = False,
         seed: int = 0,
@@ -54,6 +56,7 @@ class RefinementDatasetMapper:
             color_jitter: largest change of brightness, contrast and saturation as shares of what they are, and of hue
                 in turns.
             grayscale_prob: probability to take the colour away.
+            perturbation: what training perturbs, a key of :data:`.perturbation.KINDS`.
             iou_range: least and largest IoU of a coarse mask that is made from the truth.
             perturb_before_crop: whether training perturbs the mask of the whole picture, as testing does, instead of
                 the crop's. Errors are then as large, and stretches without any as long, as in testing; the IoU is that
@@ -70,6 +73,7 @@ class RefinementDatasetMapper:
             (0 <= flip_prob <= 1, "FLIP_PROB", flip_prob, "a probability"),
             (0 <= grayscale_prob <= 1, "GRAYSCALE_PROB", grayscale_prob, "a probability"),
             (jitter_is_valid, "COLOR_JITTER", color_jitter, "[brightness, contrast, saturation, hue], from 0 up"),
+            (perturbation in KINDS, "PERTURBATION", perturbation, " or ".join(KINDS)),
             (range_is_valid, "IOU_RANGE", iou_range, "[least, largest] in (0, 1]"),
             (seed >= 0, "SEED", seed, "a number from 0 up"),
         ):
@@ -80,15 +84,18 @@ class RefinementDatasetMapper:
         self.flip_prob = flip_prob
         self.color_jitter = tuple(color_jitter)
         self.grayscale_prob = grayscale_prob
+        self.perturbation = perturbation
         self.iou_range = iou_range[0], iou_range[1]
         self.perturb_before_crop = perturb_before_crop
         self.seed = seed
+        self._random = OwnRandomNumbers()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read the keys of INPUT.REFINEMENT."""
         keys = (
-            "CROP_SIZE", "FLIP_PROB", "COLOR_JITTER", "GRAYSCALE_PROB", "IOU_RANGE", "PERTURB_BEFORE_CROP", "SEED",
+            "CROP_SIZE", "FLIP_PROB", "COLOR_JITTER", "GRAYSCALE_PROB", "PERTURBATION", "IOU_RANGE",
+            "PERTURB_BEFORE_CROP", "SEED",
         )  # fmt: skip
         return {"is_train": is_train, **{key.lower(): cfg.INPUT.REFINEMENT[key] for key in keys}}
 
@@ -113,10 +120,12 @@ class RefinementDatasetMapper:
                 wanted = "mask_file_name" if self.is_train else "mask_file_name and no coarse_file_name"
                 raise UserError(f"image {dataset_dict['file_name']} has no {wanted} in its data set")
         elif self.is_train:
-            image, mask, coarse = self.augment(image, mask, np.random.default_rng(np.random.randint(2**31)))
+            with self._random.drawn():
+                rng = np.random.default_rng(np.random.randint(2**31))
+            image, mask, coarse = self.augment(image, mask, rng)
         elif coarse is None:
             rng = np.random.default_rng([self.seed, zlib.crc32(str(dataset_dict["image_id"]).encode())])
-            coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng)
+            coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng, "contour")
         sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "coarse_mask": _to_tensor(coarse),
@@ -143,11 +152,11 @@ class RefinementDatasetMapper:
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Crop, flip and recolour an (H, W, 3) uint8 image, crop and flip its (H, W) bool mask and a coarse one."""
-        target_iou = rng.uniform(*self.iou_range)
-        coarse = perturb_mask(mask, target_iou, rng) if self.perturb_before_crop else None
+        target_iou = draw_iou(self.iou_range, rng, self.perturbation)
+        coarse = perturb_mask(mask, target_iou, rng, self.perturbation) if self.perturb_before_crop else None
         image, mask, coarse = random_crop(image, mask, coarse, self.crop_size, rng)
         if coarse is None:
-            coarse = perturb_mask(mask, target_iou, rng)
+            coarse = perturb_mask(mask, target_iou, rng, self.perturbation)
         if rng.random() < self.flip_prob:
             image, mask, coarse = image[:, ::-1], mask[:, ::-1], coarse[:, ::-1]
         *factors, hue = self.color_jitter

@@ -24,7 +24,7 @@ from pixelmask.data.drawn import SEEDS, DrawnCollection, write_jpeg
 from pixelmask.errors import UserError
 
 from .datasets import make_dicts
-from .pairs import find_pairs
+from .pairs import COARSE, IMAGE, TRUTH, find_pairs
 from .synthetic import DRAWING_VERSION, draw_pair
 from .synthetic_outlines import BODIES
 
@@ -98,14 +98,12 @@ class SyntheticCollection(DrawnCollection[SyntheticSpec]):
 
     def write(self, spec: SyntheticSpec, index: int, folder: Path) -> None:
         seed, name = SEEDS[spec.split], f"{index + 1:06d}"
-        pair = draw_pair(seed, index, spec.width, spec.height, spec.body)
-        if spec.split == "train":
-            write_jpeg(folder / f"{name}.jpg", pair.image)
-            _write_mask(folder / f"{name}.png", pair.mask)
-        else:
-            write_jpeg(folder / f"{name}_im.jpg", pair.image)
-            _write_mask(folder / f"{name}_gt.png", pair.mask)
-            _write_mask(folder / f"{name}_seg.png", coarse_mask(pair.mask, np.random.default_rng([seed, index, 1])))
+        image, mask = draw_pair(seed, index, spec.width, spec.height, spec.body)
+        for_training = spec.split == "train"
+        write_jpeg(folder / f"{name}{'' if for_training else IMAGE}.jpg", image)
+        _write_mask(folder / f"{name}{'' if for_training else TRUTH}.png", mask)
+        if not for_training:
+            _write_mask(folder / f"{name}{COARSE}.png", coarse_mask(mask, np.random.default_rng([seed, index, 1])))
 
     def finish(self, spec: SyntheticSpec, written: list[None], folder: Path) -> None:
         (folder / _VERSION_FILE).write_text(f"{self.version}\n")

@@ -1,16 +1,18 @@
 """Instances of Cityscapes (Cordts et al., CVPR 2016) from its own files, on any Detectron2.
 
 Detectron2 registers `cityscapes_fine_instance_seg_{train,val,test}` with a loader of polygons, which in its newest
-versions needs a module that is not public. :func:`register_cityscapes` gives these names a loader of exact masks, from
+versions needs a module that is not public. :func:`register_cityscapes` gives these names a loader of masks, from
 
     $DETECTRON2_DATASETS/cityscapes/leftImg8bit/<split>/<city>/*_leftImg8bit.png
     $DETECTRON2_DATASETS/cityscapes/gtFine/<split>/<city>/*_gtFine_instanceIds.png
 
-Reading the masks takes minutes, so they are kept in a COCO JSON, `cityscapes/instances_rle_<split>.json`, which is made
-anew when an annotation file changes. Where that folder cannot be written, it is in iopath's cache.
+Masks are exact; as polygons they are their outer outlines, so that holes are filled, as in Detectron2's polygons.
+Reading them takes minutes, so they are kept in a COCO JSON, `cityscapes/instances_{rle,polygon}_<split>.json`, which is
+made anew when an annotation file changes. Where that folder cannot be written, it is in iopath's cache.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import multiprocessing
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -47,10 +50,11 @@ _MOST_WORKERS, _IMAGES_PER_WORKER = 16, 20
 
 
 class CityscapesSplit(NamedTuple):
-    """A part of Cityscapes, as registered: calling it loads its dicts in Detectron2's format."""
+    """A part of Cityscapes, as registered: calling it loads its dicts in Detectron2's format, with polygons or RLE."""
 
     name: str
     root: Path
+    polygons: bool = False
 
     @property
     def split(self) -> str:
@@ -108,7 +112,7 @@ class CityscapesSplit(NamedTuple):
             # One for each place, so that several copies of the data set do not overwrite each other's
             place = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
             folder = Path(get_cache_dir()) / f"cityscapes_{place}"
-        return folder / f"instances_rle_{self.split}.json"
+        return folder / f"instances_{'polygon' if self.polygons else 'rle'}_{self.split}.json"
 
     def _coco(self, frames: list[str]) -> dict[str, Any]:
         images: list[dict[str, Any]] = []
@@ -127,7 +131,7 @@ class CityscapesSplit(NamedTuple):
         workers = min(os.cpu_count() or 1, _MOST_WORKERS, len(paths) // _IMAGES_PER_WORKER)
         with contextlib.ExitStack() as stack:
             in_turn = stack.enter_context(multiprocessing.Pool(workers)).imap if workers > 1 else map
-            found = in_turn(_read_instances, paths)
+            found = in_turn(functools.partial(_read_instances, polygons=self.polygons), paths)
             yield from tqdm(found, f"reading {self.annotation_dir}", len(paths), unit="image", mininterval=1)
 
 
@@ -136,13 +140,13 @@ def is_cityscapes_name(name: str) -> bool:
     return name.startswith(_PREFIX) and name.removeprefix(_PREFIX) in _PUBLISHED_SIZES
 
 
-def register_cityscapes(name: str) -> None:
+def register_cityscapes(name: str, polygons: bool = False) -> None:
     """Register `cityscapes_fine_instance_seg_{train,val,test}` below `$DETECTRON2_DATASETS`, in place of Detectron2's.
 
-    Nothing is read until the data set is checked or loaded. Masks are RLE: models need `INPUT.MASK_FORMAT: bitmask`.
-    Groups, which the annotators did not divide into objects, are crowd regions.
+    Nothing is read until the data set is checked or loaded. Masks are RLE for `INPUT.MASK_FORMAT: bitmask`, or
+    ``polygons``. Groups, which the annotators did not divide into objects, are crowd regions.
     """
-    dataset = CityscapesSplit(name, datasets_root() / "cityscapes")
+    dataset = CityscapesSplit(name, datasets_root() / "cityscapes", polygons)
     if DatasetCatalog.data.get(name) == dataset:
         return
     DatasetCatalog[name] = dataset
@@ -159,14 +163,11 @@ def check_cityscapes(cfg: CfgNode, train: bool) -> None:
     """Check those sets of the config that are Cityscapes, whose folders are known to exist.
 
     Raises:
-        UserError: see :meth:`CityscapesSplit.check`; or if masks are to be trained on as polygons.
+        UserError: see :meth:`CityscapesSplit.check`.
     """
     for name in (*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST):
         if is_cityscapes_name(name):
             DatasetCatalog[name].check()
-    polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT != "bitmask"
-    if train and polygons and any(map(is_cityscapes_name, cfg.DATASETS.TRAIN)):
-        raise UserError("Cityscapes has exact masks, which polygons are not: set INPUT.MASK_FORMAT bitmask")
 
 
 def annotation_file(image_file: str, gt_dir: str) -> Path:
@@ -191,7 +192,7 @@ def read_instance_ids(path: Path) -> np.ndarray:
     return ids
 
 
-def _read_instances(path: Path) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+def _read_instances(path: Path, polygons: bool) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
     """Return (height, width) and the annotations of an image's instances and groups."""
     ids = np.asfortranarray(read_instance_ids(path))  # the order in which masks are encoded
     found = []
@@ -200,8 +201,26 @@ def _read_instances(path: Path) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
         is_group = instance_id < 1000
         category = categories.get(instance_id if is_group else instance_id // 1000)
         if category is not None:
-            found.append({"category_id": category, **measure(encode(ids == instance_id)), "iscrowd": int(is_group)})
+            mask = ids == instance_id
+            annotation = {"category_id": category, **measure(encode(mask)), "iscrowd": int(is_group)}
+            found.append({**annotation, "segmentation": outlines(mask)} if polygons else annotation)
     return ids.shape, found
+
+
+def outlines(mask: np.ndarray) -> list[list[float]]:
+    """Return the outer outlines of the parts of an (H, W) boolean mask, along the edges of its pixels.
+
+    They are polygons [x, y, x, y, ...] as COCO has them; inner corners are cut by half a pixel.
+    """
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    # OpenCV's outlines go through the centres of pixels: each is spread over the nine half pixels on and in its edges
+    spread = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
+    for down in range(3):
+        for right in range(3):
+            part = spread[down : down + 2 * height : 2, right : right + 2 * width : 2]
+            part |= mask[top : top + height, left : left + width]
+    contours, _ = cv2.findContours(spread, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [(contour.reshape(-1, 2) / 2 + (left, top)).ravel().tolist() for contour in contours]
 
 
 def _find(folder: Path, suffix: str) -> set[str]:

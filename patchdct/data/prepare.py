@@ -29,7 +29,7 @@ def prepare_datasets(cfg: CfgNode, train: bool = True) -> None:
         if is_shapes_name(name):
             register_shapes(name)
         elif is_cityscapes_name(name):
-            register_cityscapes(name)
+            register_cityscapes(name, polygons=name in cfg.DATASETS.TRAIN and cfg.INPUT.MASK_FORMAT == "polygon")
     check_datasets(cfg, train)
     check_cityscapes(cfg, train)
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from pixelmask.data.outlines import Outline, Window, bend, circle, fractal_noise, polar, rasterise, stroke, subdivide
+from pixelmask.data.outlines import Parts, Window, bend, circle, fractal_noise, polar, rasterise, stroke, subdivide
 
 DRAWING_VERSION = 1  # to be raised with every change that alters a picture: data made before it are then refused
 MIN_VISIBLE = 0.45  # of an object's own pixels; objects hidden more than this are not drawn at all
@@ -40,99 +40,98 @@ def _teeth(count: int, fractions: list[float], radii: list[float], phase: float 
     return polar(np.tile(radii, count), 2 * np.pi * turns + phase)
 
 
-def _gear(rng: Generator) -> Outline:
+def _gear(rng: Generator) -> Parts:
     root, spokes = rng.uniform(0.78, 0.82), int(rng.integers(3, 6))
-    outline: Outline = [(_teeth(int(rng.integers(10, 15)), [0, 0.1, 0.45, 0.55], [root, 1, 1, root]), True)]
+    yield _teeth(int(rng.integers(10, 15)), [0, 0.1, 0.45, 0.55], [root, 1, 1, root]), True
     for k in range(spokes):
         inner, outer = 0.36, root - 0.2
         half = np.pi / spokes - 0.1 / np.array([inner, outer])  # leaves spokes of one width along their length
         arcs = [polar(r, np.linspace(-h, h, 12)[::s]) for r, h, s in zip((inner, outer), half, (1, -1), strict=True)]
         turn = 2 * np.pi * k / spokes
         rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        outline.append((np.concatenate(arcs) @ rotation, False))
-    return [*outline, (circle(0, 0, 0.14), False)]
+        yield np.concatenate(arcs) @ rotation, False
+    yield circle(0, 0, 0.14), False
 
 
-def _star(rng: Generator) -> Outline:
+def _star(rng: Generator) -> Parts:
     spikes, valley, short = int(rng.integers(4, 7)), rng.uniform(0.56, 0.62), rng.uniform(0.8, 0.9)
     body = _teeth(spikes, [0, 0.25, 0.5, 0.75], [1, valley, short, valley])
-    return [(body, True), (_teeth(spikes, [0, 0.5], [0.26, 0.13], rng.uniform(0, 1)), False)]
+    yield body, True
+    yield _teeth(spikes, [0, 0.5], [0.26, 0.13], rng.uniform(0, 1)), False
 
 
-def _comb(rng: Generator) -> Outline:
+def _comb(rng: Generator) -> Parts:
     count, back = int(rng.integers(6, 9)), rng.uniform(0, 0.15)
-    outline: Outline = [(_rectangle(-1, -0.75, 1, back), True)]
+    yield _rectangle(-1, -0.75, 1, back), True
     for x in np.linspace(-1, 1, count, endpoint=False):
         tip = rng.uniform(0.55, 0.75)
         tooth = [(x, back), (x + 1.4 / count, back), (x + 1.2 / count, tip), (x + 0.2 / count, tip)]
-        outline.append((np.array(tooth), True))
+        yield np.array(tooth), True
     holes = np.linspace(-0.7, 0.7, int(rng.integers(3, 5)))
-    return outline + [(circle(x, back / 2 - 0.4, 0.12), False) for x in holes]
+    yield from ((circle(x, back / 2 - 0.4, 0.12), False) for x in holes)
 
 
-def _ring(rng: Generator) -> Outline:
+def _ring(rng: Generator) -> Parts:
     angle, lobes = np.linspace(0, 2 * np.pi, 240, endpoint=False), int(rng.integers(8, 12))
-    outline: Outline = [(polar(0.93 + 0.07 * np.cos(lobes * angle), angle), True)]
-    outline.append((_teeth(lobes, [0, 0.4, 0.5, 0.9], [0.3, 0.3, 0.4, 0.4]), False))
+    yield polar(0.93 + 0.07 * np.cos(lobes * angle), angle), True
+    yield _teeth(lobes, [0, 0.4, 0.5, 0.9], [0.3, 0.3, 0.4, 0.4]), False
     holes = polar(0.66, np.linspace(0, 2 * np.pi, int(rng.integers(5, 8)), endpoint=False))
-    return outline + [(circle(x, y, 0.1), False) for x, y in holes]
+    yield from ((circle(x, y, 0.1), False) for x, y in holes)
 
 
-def _leaf(rng: Generator) -> Outline:
+def _leaf(rng: Generator) -> Parts:
     count, width = int(rng.integers(6, 9)), rng.uniform(0.65, 0.75)
     along = np.linspace(0, 1, 40 * count)
     saw = (along * count) % 1 + 0.2 * ((along * count * 5) % 1)  # teeth, and teeth on the teeth
     half = width * np.sin(np.pi * along**0.8) ** 0.7 * (0.8 + 0.25 * saw)
     side = np.stack([half, 1.7 * along - 1], axis=1)
-    outline: Outline = [(np.concatenate([side, (side * (-1, 1))[::-1]]), True)]
-    outline.append((stroke(np.array([(0.0, 0.4), (0.02, 0.8), (0.1, 1.05)]), np.array([0.16, 0.14, 0.18])), True))
+    yield np.concatenate([side, (side * (-1, 1))[::-1]]), True
+    yield stroke(np.array([(0.0, 0.4), (0.02, 0.8), (0.1, 1.05)]), np.array([0.16, 0.14, 0.18])), True
     for y in (-0.2, 0.2):
         for direction in (-1, 1):
             vein = np.array([(0.09 * direction, y), (width * 0.55 * direction, y - 0.3)])
-            outline.append((stroke(vein, np.array([0.13, 0.06])), False))
-    return outline
+            yield stroke(vein, np.array([0.13, 0.06])), False
 
 
-def _puzzle(rng: Generator) -> Outline:
+def _puzzle(rng: Generator) -> Parts:
     """A jigsaw piece: a knob (fills) or a socket (cuts) in the middle of each side, joined by a narrower neck."""
-    outline: Outline = [(_rectangle(-0.7, -0.7, 0.7, 0.7), True)]
+    yield _rectangle(-0.7, -0.7, 0.7, 0.7), True
     for k, knob in enumerate(rng.permutation([True, True, False, rng.uniform() < 0.5])):
         reach, neck = (0.84, 0.66) if knob else (0.5, 0.72)
         along = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][k])
         offset = along * reach + along[::-1] * rng.uniform(-0.15, 0.15)
-        outline.append((circle(offset[0], offset[1], rng.uniform(0.17, 0.2)), bool(knob)))
+        yield circle(offset[0], offset[1], rng.uniform(0.17, 0.2)), bool(knob)
         joint = np.stack([offset, offset + along * (neck - reach)])
-        outline.append((stroke(joint, 0.2), bool(knob)))
-    return outline
+        yield stroke(joint, 0.2), bool(knob)
 
 
-def _spiral(rng: Generator) -> Outline:
+def _spiral(rng: Generator) -> Parts:
     """A band whose turns leave a slit, with thorns outside."""
     turns, thorns = rng.uniform(1.5, 1.9), int(rng.integers(10, 14))
     along = np.linspace(0.02, 1, 400)
     width = 0.66 / turns * (0.95 + 0.15 * ((along * thorns) % 1))
-    return [(stroke(polar(0.9 * along**0.95, 2 * np.pi * turns * along), width), True)]
+    yield stroke(polar(0.9 * along**0.95, 2 * np.pi * turns * along), width), True
 
 
-def _snowflake(rng: Generator) -> Outline:
-    outline: Outline = [(_teeth(6, [0, 0.5], [0.62, 0.56]), True)]
+def _snowflake(rng: Generator) -> Parts:
+    yield _teeth(6, [0, 0.5], [0.62, 0.56]), True
     foot, length = rng.uniform(0.66, 0.72), rng.uniform(0.32, 0.38)
     for turn in np.arange(6) * np.pi / 3:
-        outline.append((stroke(polar(np.array([0.2, 1.0]), np.array([turn, turn])), np.array([0.26, 0.2])), True))
+        yield stroke(polar(np.array([0.2, 1.0]), np.array([turn, turn])), np.array([0.26, 0.2])), True
         start = polar(foot, turn)
         for side in (-0.9, 0.9):
             branch = np.stack([start, start + polar(length, turn + side)])
-            outline.append((stroke(branch, np.array([0.18, 0.14])), True))
-    return [*outline, (_teeth(6, [0, 0.5], [0.3, 0.15]), False)]
+            yield stroke(branch, np.array([0.18, 0.14])), True
+    yield _teeth(6, [0, 0.5], [0.3, 0.15]), False
 
 
 _OUTLINES = (_gear, _star, _comb, _ring, _leaf, _puzzle, _spiral, _snowflake)  # of the classes
 SHAPES_CLASSES = ("gear", "star", "comb", "ring", "leaf", "puzzle", "spiral", "snowflake")
 
 
-def _points(label: int, centre: np.ndarray, side: float, rng: Generator) -> Outline:
+def _points(label: int, centre: np.ndarray, side: float, rng: Generator) -> Parts:
     """Return the outline in pixels of an object whose box is centred there and has the longer side given."""
-    outline, pixel = _OUTLINES[label](rng), 2 / side
+    outline, pixel = list(_OUTLINES[label](rng)), 2 / side
     polygons = [subdivide(polygon, 2 * pixel) for polygon, _ in outline]
     points = bend(np.concatenate(polygons), rng.spawn(1)[0], pixel)
     turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1)
@@ -140,7 +139,7 @@ def _points(label: int, centre: np.ndarray, side: float, rng: Generator) -> Outl
     low, high = points.min(axis=0), points.max(axis=0)
     points = (points - (low + high) / 2) * side / (high - low).max() + centre
     bent = np.split(points, np.cumsum([len(polygon) for polygon in polygons])[:-1])
-    return [(polygon, fills) for polygon, (_, fills) in zip(bent, outline, strict=True)]
+    return zip(bent, [fills for _, fills in outline], strict=True)
 
 
 def _stripes(rng: Generator, size: int, low: float, high: float) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""AP*: mask AP and Boundary AP of COCO models on LVIS annotations.  See PatchDCT (Wen et al., ICLR 2023), Sec. 4.1.
+"""Evaluation on LVIS: AP* of COCO models (PatchDCT, Wen et al., ICLR 2023, Sec. 4.1), and LVIS's own data sets.
 
-LVIS annotated COCO's images anew, with better masks. The cocofied files that this reads are described in
-:mod:`patchdct.data.lvis_format`; the protocol is LVIS's, see :mod:`.lvis_eval`.
+LVIS annotated COCO's images anew, with better masks, which AP* measures. The cocofied files that it reads are described
+in :mod:`patchdct.data.lvis_format`; the protocol is LVIS's, see :mod:`.lvis_eval`.
 """
 
 import itertools
@@ -67,8 +67,8 @@ class LVISInstanceEvaluator(COCOEvaluator):
     """Evaluate box AP, mask AP and Boundary AP on a data set of LVIS's, cocofied or not, by LVIS's protocol.
 
     ``evaluate()`` returns {"bbox": metrics, "segm": metrics, "boundary": metrics}, those of masks where detections have
-    masks, each with AP, AP50, AP75, APs, APm and APl from 0 to 100. ``coco_instances_results.json`` in output_dir holds
-    the detections.
+    masks, each with AP, AP50, AP75, APs, APm, APl, and APr, APc, APf of rare, common and frequent categories, from 0 to
+    100. ``coco_instances_results.json`` in output_dir holds the detections.
 
     Args: as of :class:`COCOInstanceEvaluator`; the data set is one that Detectron2 registers as LVIS's.
 
@@ -110,13 +110,13 @@ def _evaluate(
     image_ids: Collection[int],
     prefix: str,
 ) -> dict[str, dict[str, float]]:
-    """Return the metrics of each task under its name with the prefix, and log them."""
-    from .lvis_eval import Truth, evaluate_lvis  # sets up the root logger
+    """Return the metrics of each task under its name with the prefix (AP*: those without frequencies), and log them."""
+    from .lvis_eval import LVIS_METRICS, METRICS, Truth, evaluate_lvis  # sets up the root logger
 
     truth = Truth(path, read)
     metrics = {}
     for task in tasks:
         name = prefix + task
-        metrics[name] = evaluate_lvis(truth, results, task, image_ids)
+        metrics[name] = evaluate_lvis(truth, results, task, image_ids, METRICS if prefix else LVIS_METRICS)
         logger.info("Evaluation results for %s (%s):\n%s", name, path, create_small_table(metrics[name]))
     return metrics

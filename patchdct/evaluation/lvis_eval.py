@@ -8,7 +8,7 @@ Importing this module imports ``lvis``, which sets up the root logger: it is imp
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from pixelmask.rle import to_rle
 from ..data.lvis_format import read_lvis
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+#: With those of LVIS's rare, common and frequent categories
+LVIS_METRICS = (*METRICS, "APr", "APc", "APf")
 # It warns of every list of results that it is given
 logging.getLogger("lvis.results").setLevel(logging.ERROR)
 
@@ -80,7 +82,11 @@ class BoundaryEval(MaskEval):
 
 
 def evaluate_lvis(
-    truth: LVIS, results: Iterable[dict[str, Any]], task: str, image_ids: Collection[int]
+    truth: LVIS,
+    results: Iterable[dict[str, Any]],
+    task: str,
+    image_ids: Collection[int],
+    metrics: Sequence[str] = LVIS_METRICS,
 ) -> dict[str, float]:
     """Evaluate results in COCO format, whose category ids are the truth's.
 
@@ -89,10 +95,11 @@ def evaluate_lvis(
         results: of any images and categories; those that the truth does not have are left out.
         task: "bbox", "segm" or "boundary".
         image_ids: images that were evaluated, of which the truth may have some only.
+        metrics: some of LVIS_METRICS.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl from 0 to 100; NaN where there is no detection at all, or no object of that size.
-        Sizes are the objects' areas in the truth, and the masks' (for "bbox" the boxes') of detections.
+        the metrics from 0 to 100; NaN where there is no detection at all, or no object of that size or frequency. Sizes
+        are the objects' areas in the truth, and the masks' (for "bbox" the boxes') of detections.
 
     Raises:
         UserError: if the truth has none of the images.
@@ -104,11 +111,11 @@ def evaluate_lvis(
     keys = ("image_id", "category_id", "score", "bbox" if task == "bbox" else "segmentation")
     detections = [{key: result[key] for key in keys} for result in results if result["image_id"] in common]
     if not detections:
-        return dict.fromkeys(METRICS, float("nan"))
+        return dict.fromkeys(metrics, float("nan"))
     evaluation = (BoundaryEval if task == "boundary" else MaskEval)(
         truth, detections, "bbox" if task == "bbox" else "segm"
     )
     evaluation.params.img_ids = sorted(common)
     evaluation.run()
     figures = evaluation.get_results()
-    return {metric: 100 * float(figures[metric]) if figures[metric] >= 0 else float("nan") for metric in METRICS}
+    return {metric: 100 * float(figures[metric]) if figures[metric] >= 0 else float("nan") for metric in metrics}

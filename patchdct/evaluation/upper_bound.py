@@ -81,18 +81,26 @@ class ImageMasks:
         return cls._pack(record, [{**entry, "score": 1.0} for entry in objects], objects, [])
 
     @classmethod
-    def of_detections(cls, record: dict[str, Any], results: list[dict[str, Any]]) -> "ImageMasks":
-        """Give each detection, best score first, the free object of its class that its box overlaps most.
+    def of_detections(
+        cls, record: dict[str, Any], results: list[dict[str, Any]], one_to_one: bool = False
+    ) -> "ImageMasks":
+        """Give each detection the object that its box overlaps most, as the authors do: of any class, be it ever so
+        little, and several detections one object.
 
         Args:
             record: Detectron2's dict of the image.
             results: with "bbox", "score", and the class as "category_id".
+            one_to_one: give each, best score first, the free object of its class, with an IoU of at least 0.5.
         """
         results = sorted(results, key=lambda result: -result["score"])
         objects = objects_of(record)
         ious = pairwise_iou(Boxes(boxes_of(results)), Boxes(boxes_of(objects))).numpy()
         classes = [[entry["category_id"] for entry in entries] for entries in (results, objects)]
-        owners = match(ious, (classes[0], classes[1]))
+        owners: list[int | None] = [None] * len(results)
+        if one_to_one:
+            owners = match(ious, (classes[0], classes[1]))
+        elif objects:
+            owners = ious.argmax(1).tolist()
         matched = [result for result, owner in zip(results, owners, strict=True) if owner is not None]
         others = [result for result, owner in zip(results, owners, strict=True) if owner is None]
         return cls._pack(record, matched, [objects[owner] for owner in owners if owner is not None], others)
@@ -122,27 +130,35 @@ class ImageMasks:
     def results(self, codec: DCTMaskCodec) -> list[dict[str, Any]]:
         """Return COCO results whose masks went through a codec and were pasted at a threshold of 0.5."""
         soft = reconstruct(self.masks, codec)
-        instances = Instances(self.instances.image_size, **self.instances.get_fields())
-        instances.pred_masks = paste_masks_in_image(soft, instances.pred_boxes, instances.image_size)
+        pasted = paste_masks_in_image(soft, self.instances.pred_boxes, self.instances.image_size)
         # Copies, because evaluation puts other category ids into them
-        return instances_to_coco_json(instances, self.record["image_id"]) + [dict(result) for result in self.others]
+        found = instances_to_coco_json(self.instances, self.record["image_id"])
+        # RLE runs along columns: all masks at once take half the time of one after the other
+        columns = pasted.transpose(1, 2).contiguous().numpy().view(np.uint8)
+        for result, rle in zip(found, mask_util.encode(columns.transpose(2, 1, 0)), strict=True):
+            result["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+        return found + [dict(result) for result in self.others]
 
 
 def upper_bounds(
-    dataset_name: str, records: list[dict[str, Any]], results: dict[Any, list[dict[str, Any]]] | None = None
+    dataset_name: str,
+    records: list[dict[str, Any]],
+    results: dict[Any, list[dict[str, Any]]] | None = None,
+    one_to_one: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the table, each as it is done: resolution, patch_size, dim, AP and AP_B.
 
     Args:
         dataset_name: registered, in COCO format.
         records: its dicts.
-        results: detections by image id (see :meth:`ImageMasks.of_detections`); None takes the ground truth's boxes.
+        results: detections by image id; None takes the ground truth's boxes.
+        one_to_one: see :meth:`ImageMasks.of_detections`.
     """
     evaluator = ResultsEvaluator(dataset_name, tasks=("segm", "boundary"), distributed=False)
     images = [
         ImageMasks.of_truth(record)
         if results is None
-        else ImageMasks.of_detections(record, results[record["image_id"]])
+        else ImageMasks.of_detections(record, results[record["image_id"]], one_to_one)
         for record in tqdm(records, desc="cutting out masks", unit="image")
     ]
     for patch_size, vector_dim in REPRESENTATIONS:

@@ -14,7 +14,7 @@ from pixelmask.drawing import Colour, Window, draw_masks, fit, resize, to_grey
 
 from ..dct import zigzag_order
 from .patch_histograms import ROWS as LABEL_COLOURS
-from .representation import PATCH_DIMS, PATCH_SIZE, Reconstruction
+from .representation import PATCH_DIMS, PATCH_SIZE, Influence, Reconstruction
 
 PANEL_PIXELS = 320
 KEPT, LOST, ADDED, OUTSIDE = (235, 235, 235), (40, 120, 255), (255, 70, 50), (40, 42, 48)
@@ -84,6 +84,23 @@ def _draw_zigzag(ax: Axes) -> None:
     ax.set_xlabel("n = 1, 3, 6, 12: dark to light", fontsize=9, labelpad=2)
     ax.set_xticks([])
     ax.set_yticks([])
+
+
+def draw_influences(found: Sequence[Influence]) -> Figure:
+    """Draw masks before and after a change of elements, and how far each pixel moves: Fig. 1."""
+    rows = []
+    for x in found:
+        vector = f"{'whole mask' if x.patch_size == len(x.before) else 'one patch'}, {x.vector_dim} elements"
+        moved = 255 - (255 * (x.change / max(x.change.max(), 1e-6))).astype(np.uint8)
+        row = (
+            Panel(colour_errors(x.before, x.before), vector),
+            Panel(
+                colour_errors(x.after, x.before), "three changed", f"{int((x.before != x.after).sum()):,} pixels flip"
+            ),
+            Panel(moved[..., None].repeat(3, 2), "move of each pixel", f"{100 * (x.change > 0).mean():.1f} % of all"),
+        )
+        rows.append(row)
+    return draw_panels(rows)[0]
 
 
 def tint_grid(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -62,18 +62,28 @@ def load_objects(dataset: str, number: int) -> TrueObjects:
     records = load_records(dataset)
     if not 1 <= number <= len(records):
         raise UserError(f"image {number} of {dataset}: it has {len(records)}, counted from 1")
-    record = records[number - 1]
-    image = read_picture(record["file_name"])
-    annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
-    truth = annotations_to_instances(annotations, image.shape[:2], "bitmask")
-    if not truth.has("gt_masks") or not len(truth):
+    truth = read_objects(records[number - 1], dataset)
+    if not len(truth.masks):
         raise UserError(f"image {number} of {dataset} has no objects with masks")
-    masks = truth.gt_masks.tensor.numpy()
+    return truth
+
+
+def read_objects(record: dict[str, Any], dataset: str) -> TrueObjects:
+    """Return the image of a data set's dict with its objects that have masks; crowd regions are left out."""
+    image = read_picture(record["file_name"])
+    annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0) and a.get("segmentation")]
+    truth = annotations_to_instances(annotations, image.shape[:2], "bitmask")
+    found = truth.gt_masks if annotations else BitMasks(torch.zeros(0, *image.shape[:2]))
+    masks = found.tensor.numpy()
     order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
     names = MetadataCatalog.get(dataset).thing_classes
-    return TrueObjects(
-        image, masks[order], truth.gt_masks.get_bounding_boxes()[order], [names[i] for i in truth.gt_classes[order]]
-    )
+    classes = truth.gt_classes[order].tolist()
+    return TrueObjects(image, masks[order], found.get_bounding_boxes()[order], [names[i] for i in classes])
+
+
+def count_pieces(mask: np.ndarray) -> int:
+    """Count the parts and the holes of a mask; 1 is whole."""
+    return len(cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0])
 
 
 def match_detections(truth: Boxes, detections: Instances) -> list[int | None]:

@@ -38,16 +38,21 @@ def stage_columns(image: np.ndarray, detections: Instances, with_labels: bool = 
     return {**columns, "PatchDCT": detections.pred_masks.numpy()}
 
 
+def arrange(columns: Mapping[str, np.ndarray], places: Sequence[int | None]) -> dict[str, list[np.ndarray | None]]:
+    """Put the values of K detections, by title, in the order of objects, whose detections are at these places."""
+    return {title: [None if place is None else values[place] for place in places] for title, values in columns.items()}
+
+
 def object_rows(
-    truth: TrueObjects, windows: Sequence[Window], places: Sequence[int | None], columns: Mapping[str, np.ndarray]
+    truth: TrueObjects, windows: Sequence[Window], columns: Mapping[str, Sequence[np.ndarray | None]]
 ) -> tuple[list[list[Panel]], list[dict[str, Any]]]:
     """Make a row of panels for each of the first objects: image, truth, and the columns.
 
     Args:
         truth: the image and its objects.
         windows: the part to show of each of its first objects; IoU is that of the part shown.
-        places: of each of these objects, its index in the columns; None if it was not found.
-        columns: masks and pictures of K detections by title, see :func:`stage_columns`.
+        columns: by title, of each of these objects an (H, W) boolean mask or an (H, W, 3) picture; None if it was not
+            found.
 
     Returns:
         the panels; and for each object its class, the window as [left, top, right, bottom], and the IoU by title (None
@@ -55,7 +60,7 @@ def object_rows(
     """
     rows: list[list[Panel]] = []
     numbers = []
-    for i, (window, place) in enumerate(zip(windows, places, strict=True)):
+    for i, window in enumerate(windows):
         mask, colour = truth.masks[i], instance_colour(i)
         row = [
             Panel(draw_part(truth.image, window), "image", truth.names[i]),
@@ -63,15 +68,15 @@ def object_rows(
         ]
         ious: dict[str, float | None] = {}
         for title, values in columns.items():
-            if place is None:
+            value = values[i]
+            if value is None:
                 row.append(Panel(draw_part(truth.image, window, np.zeros_like(mask), colour), title, "not found"))
                 ious[title] = None
-            elif values.ndim == 4:
-                row.append(Panel(draw_part(values[place], window), title))
+            elif value.ndim == 3:
+                row.append(Panel(draw_part(value, window), title))
             else:
-                iou = mask_iou(values[place][window], mask[window], if_empty=1.0)
-                picture = draw_part(truth.image, window, values[place], colour)
-                row.append(Panel(picture, title, f"IoU {100 * iou:.1f}"))
+                iou = mask_iou(value[window], mask[window], if_empty=1.0)
+                row.append(Panel(draw_part(truth.image, window, value, colour), title, f"IoU {100 * iou:.1f}"))
                 ious[title] = iou
         vertical, horizontal = window
         box = [horizontal.start, vertical.start, horizontal.stop, vertical.stop]

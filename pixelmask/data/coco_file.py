@@ -5,26 +5,29 @@ Each reader says what it cannot do without; what others write beyond that is no 
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import UserError
 from ..files import read_json
 from ..rle import check_mask, to_rle
 
 
-class CocoFile(NamedTuple):
+@dataclass(frozen=True)
+class CocoFile:
     """An annotation file and what it holds."""
 
     path: str
     content: dict[str, Any]
 
-    @property
+    @cached_property
     def images(self) -> dict[str, dict[str, Any]]:
         """By their ids as text: some tools write numbers as strings."""
         return {str(image["id"]): image for image in self.content["images"]}
 
-    @property
+    @cached_property
     def category_ids(self) -> list[Any]:
         return sorted(category["id"] for category in self.content.get("categories", ()))
 

@@ -5,11 +5,14 @@ fill cuts a hole. What is drawn depends on the generators alone. Any change of a
 drawn with it: their drawing version is to be raised then.
 """
 
+from collections.abc import Iterable, Iterator
+
 import cv2
 import numpy as np
 from numpy.random import Generator
 
 Outline = list[tuple[np.ndarray, bool]]
+Parts = Iterator[tuple[np.ndarray, bool]]  # of an outline, in the order of painting
 Window = tuple[slice, slice]  # rows and columns
 SUPERSAMPLING = 4  # samples of coverage along each side of a pixel
 
@@ -52,7 +55,7 @@ def bend(points: np.ndarray, rng: Generator, pixel: float) -> np.ndarray:
     return points
 
 
-def rasterise(outline: Outline, window: Window) -> np.ndarray:
+def rasterise(outline: Iterable[tuple[np.ndarray, bool]], window: Window) -> np.ndarray:
     """Rasterise an outline given in pixels: the covered share (h, w) float32 of each pixel of the window."""
     rows, columns = window
     canvas = np.zeros(

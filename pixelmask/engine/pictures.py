@@ -1,6 +1,7 @@
 """Pictures of a model's predictions during training, for TensorBoard."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,12 @@ SCORE_THRESHOLD = 0.3
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 Draw = Callable[[torch.nn.Module, dict[str, Any], Mapper, str], np.ndarray]
 """A model in evaluation mode, a data set's dict, what makes a sample of it and the set's name to an (H, W, 3) RGB."""
+
+
+def random_numbers_kept(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Leave torch's generators, the model's device's included, where they were: training draws from them."""
+    device = next(model.parameters()).device
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 class PredictionPictures(HookBase):
@@ -53,7 +60,8 @@ class PredictionPictures(HookBase):
         self.model.eval()
         try:
             for i, record in enumerate(self.records):
-                picture = self.draw(self.model, dict(record), self.mapper, self.dataset_name)
+                with random_numbers_kept(self.model):
+                    picture = self.draw(self.model, dict(record), self.mapper, self.dataset_name)
                 yield f"{self.dataset_name}/prediction_{i}", picture
         finally:
             self.model.train(was_training)

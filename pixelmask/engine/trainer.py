@@ -2,22 +2,26 @@
 
 import logging
 import weakref
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer
+from ..config import changed
 from ..errors import UserError
 from ..files import write_json
 from .compat import StatefulTrainer, replaced
 from .optimizer import build_optimizer
-from .pictures import Mapper, PredictionPictures
+from .pictures import Mapper, PredictionPictures, random_numbers_kept
 from .precision import amp_trainer
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,8 @@ class BaseTrainer(StatefulTrainer):
     """
 
     checkpointer: SafeCheckpointer
+    ddp_options: Mapping[str, Any] = {}
+    """Of DistributedDataParallel, and Detectron2's ``fp16_compression``."""
 
     @staticmethod
     def draw_prediction(
@@ -51,7 +57,7 @@ class BaseTrainer(StatefulTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer gives DDP a device id, which DDP refuses for a model on the CPU; its AMP is in float16 only
         with (
-            replaced(defaults, "create_ddp_model", _create_ddp_model),
+            replaced(defaults, "create_ddp_model", partial(_create_ddp_model, **self.ddp_options)),
             replaced(defaults, "AMPTrainer", amp_trainer(cfg)),
         ):
             super().__init__(log_scaled_schedule(cfg))
@@ -106,6 +112,8 @@ class BaseTrainer(StatefulTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
+        if cfg.SEED < 0:  # newer versions of Detectron2 would take it as the seed of the order of images
+            cfg = changed(cfg, "SEED", comm.shared_random_seed())
         return build_detection_train_loader(cfg, mapper=cls.build_mapper(cfg, is_train=True))
 
     @classmethod
@@ -115,14 +123,24 @@ class BaseTrainer(StatefulTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Evaluate on every data set of DATASETS.TEST, and write the metrics to ``evaluation.json`` in OUTPUT_DIR."""
+        if comm.get_world_size() > 1:
+            # Each process has seen other images; the checkpoint has the first one's statistics
+            for name, buffer in model.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
+                    dist.broadcast(buffer, 0)
         # Loaders draw a number: a training is the same, however often it is evaluated
-        with torch.random.fork_rng(devices=[]):
-            results = super().test(cfg, model, evaluators)
+        with random_numbers_kept(model):
+            results = cls.evaluate(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "evaluation.json"
             write_json(path, results, indent=2)
             logger.info("Wrote the metrics to %s", path)
         return results
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Return the metrics of the data sets of DATASETS.TEST, by their names if there are several."""
+        return super().test(cfg, model, evaluators)
 
 
 def log_scaled_schedule(cfg: CfgNode) -> CfgNode:

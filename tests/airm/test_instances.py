@@ -253,7 +253,7 @@ def test_evaluation_before_and_after(truth):
     ],
 )
 def test_ground_truth_that_cannot_be_used(truth, change, words):
-    path, content = truth
+    content = truth.content
     assert read_again(truth) == truth
     content["annotations"][1] = {k: v for k, v in {**content["annotations"][1], **change}.items() if v is not None}
     with pytest.raises(UserError, match=words):

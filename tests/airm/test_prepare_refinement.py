@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -168,3 +169,19 @@ def test_real_data(script, root, capsys, real_data):
     output = capsys.readouterr().out
     assert "sample4_im.jpg has no mask (_gt)" in output
     assert f"cannot read mask {damaged}/sample2_seg.png: " in output
+
+
+def test_statistics_of_perturbed_crops(script, root, capsys, monkeypatch):
+    folder = put_pairs(root / "mine", 2)
+    monkeypatch.setattr(script, "CROPS", 6)
+    with pytest.raises(UserError, match="both foreground and background"):
+        script.main(["--statistics", str(folder)])  # all masks are empty
+    for path in (folder / "masks").glob("*.png"):
+        Image.fromarray(np.pad(np.full((150, 150), 255, np.uint8), 60)).save(path)
+    assert script.main(["--statistics", str(folder)]) == 0
+    title, regions, contour = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert title[:3] == ["6", "crops", "IoU"] and (regions[0], contour[0]) == ("regions", "contour")
+    assert 0.8 <= float(regions[1]) <= 1 and 0 <= float(regions[2].rstrip("%")) <= 100
+    assert float(contour[1]) > float(regions[1])
+    with pytest.raises(UserError, match="neither a folder nor a data set"):
+        script.main(["--statistics", "nothing"])

@@ -7,18 +7,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
-from airm.data import synthetic, synthetic_dataset
+from airm.data import synthetic
 from airm.data.synthetic import Pair, draw_pair
-from airm.data.synthetic_dataset import coarse_mask, is_synthetic_name, make_synthetic, register_synthetic
+from airm.data.synthetic_dataset import coarse_mask, register_synthetic
 from airm.data.synthetic_outlines import BODIES, _body
-from pixelmask.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    return [draw_pair(3, index, 320, 240) for index in range(24)]
+    return [draw_pair(3, index, 320, 240) for index in range(16)]
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
@@ -94,7 +93,7 @@ def test_the_same_object_is_drawn_at_every_resolution(index: int, pairs: list[Pa
 
 def test_strokes_are_thin_at_every_resolution() -> None:
     """Thinner than 1% of the longer side there is something in each object; at 1600 pixels it is finer than at 320."""
-    for index in range(4):
+    for index in range(2):
         shares = []
         for width in (320, 1600):
             mask = draw_pair(3, index, width, width * 3 // 4).mask
@@ -121,14 +120,14 @@ def test_colours_change_at_the_outline(pairs: list[Pair]) -> None:
 def test_the_background_has_the_objects_colours_too_but_not_next_to_it(pairs: list[Pair]) -> None:
     images_with_echoes = 0
     window = slice(0, 240), slice(0, 320)
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs[:12]):
         *clutter, body = layers_of(index)
         echoes = [layer for layer in clutter if np.array_equal(layer.material.colours, body.material.colours)]
         near = cv2.dilate(pair.mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
         covered = [synthetic.rasterise(layer.outline, window) > 0 for layer in echoes]
         assert not any((echo & near).any() for echo in covered)
         images_with_echoes += any(echo.sum() > 200 for echo in covered)
-    assert images_with_echoes > len(pairs) // 4
+    assert images_with_echoes > 3
 
 
 def test_large_images_need_little_memory_beyond_themselves() -> None:
@@ -191,55 +190,16 @@ def test_a_line_has_no_coarse_mask_and_a_square_keeps_its_place() -> None:
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("synthetic_refinement_train", "train_400_320x240"),
-        ("synthetic_refinement_val", "val_40_320x240"),
-        ("synthetic_refinement_train_50", "train_50_320x240"),
-        ("synthetic_refinement_val_6000x4000", "val_40_6000x4000"),
-        ("synthetic_refinement_val_3_640x480", "val_3_640x480"),
-        ("synthetic_refinement_val_star", "val_star_40_320x240"),
-        ("synthetic_refinement_train_blob_3_640x480", "train_blob_3_640x480"),
-    ],
-)
-def test_names(name: str, folder: str, root: Path) -> None:
-    assert is_synthetic_name(name)
-    assert synthetic_dataset.SYNTHETIC.folder(name) == root / "synthetic_refinement" / folder
-    assert not is_synthetic_name("synthetic_refinements") and not is_synthetic_name("ecssd")
-
-
-@pytest.mark.parametrize("end", ["", "_test", "_val_0", "_val_320", "_val_3_64", "_val_3_64x64_2", "_val_63x64"])
-def test_malformed_names_are_refused(end: str, root: Path) -> None:
-    name = "synthetic_refinement" + end
-    assert is_synthetic_name(name)
-    if end == "_val_320":
-        register_synthetic(name)  # 320 images
-        return
-    with pytest.raises(UserError, match=rf"'{name}' .*(\[_\{{images\}}\]\[_\{{width\}}x\{{height\}}\]|64 to 6000)"):
-        register_synthetic(name)
-    assert name not in DatasetCatalog.list()
-
-
-def test_a_training_set_is_made_on_first_use(root: Path) -> None:
-    name = "synthetic_refinement_train_3_96x64"
-    register_synthetic(name)
-    register_synthetic(name)
-    assert not list(root.iterdir()) and MetadataCatalog.get(name).evaluator_type == "refinement"
-    dicts = DatasetCatalog.get(name)
-    folder = root / "synthetic_refinement/train_3_96x64"
+def test_a_training_set_lies_side_by_side(root: Path) -> None:
+    register_synthetic("synthetic_refinement_train_2_96x64")
+    dicts = DatasetCatalog.get("synthetic_refinement_train_2_96x64")
+    folder = root / "synthetic_refinement/train_2_96x64"
     assert dicts == [
         {"file_name": str(folder / f"{i}.jpg"), "mask_file_name": str(folder / f"{i}.png"), "image_id": i}
-        for i in ("000001", "000002", "000003")
+        for i in ("000001", "000002")
     ]
-    expected = draw_pair(1, 2, 96, 64)
-    np.testing.assert_array_equal(cv2.imread(dicts[2]["mask_file_name"], cv2.IMREAD_UNCHANGED), expected.mask * 255)
-    # JPEG changes pixels a little
-    assert np.abs(cv2.imread(dicts[2]["file_name"])[..., ::-1] - expected.image.astype(float)).mean() < 5
-
-    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert DatasetCatalog.get(name) == dicts
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    expected = draw_pair(1, 1, 96, 64).mask * 255
+    np.testing.assert_array_equal(cv2.imread(dicts[1]["mask_file_name"], cv2.IMREAD_UNCHANGED), expected)
 
 
 def test_a_validation_set_has_the_layout_of_big(root: Path) -> None:
@@ -254,36 +214,3 @@ def test_a_validation_set_has_the_layout_of_big(root: Path) -> None:
         np.testing.assert_array_equal(truth, draw_pair(2, index, 96, 64).mask)
         coarse = cv2.imread(entry["coarse_file_name"], cv2.IMREAD_UNCHANGED)
         assert set(np.unique(coarse)) == {0, 255} and 0.6 < mask_iou(coarse > 0, truth) < 1
-    # A smaller set is the beginning of a larger one
-    large, small = Path(dicts[0]["file_name"]).parent, make_synthetic("synthetic_refinement_val_1_96x64")
-    for path in small.iterdir():
-        assert path.read_bytes() == (large / path.name).read_bytes()
-
-
-def test_an_interrupted_run_leaves_no_data_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(seed: int, index: int, *size_and_body: Any) -> Pair:
-        if index == 1:
-            raise KeyboardInterrupt
-        return draw_pair(seed, index, *size_and_body)
-
-    monkeypatch.setattr(synthetic_dataset, "draw_pair", draw)
-    with pytest.raises(KeyboardInterrupt):
-        make_synthetic("synthetic_refinement_train_2_64x64")
-    assert not (root / "synthetic_refinement/train_2_64x64").exists()
-    monkeypatch.undo()
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    assert len(list(make_synthetic("synthetic_refinement_train_2_64x64").glob("*.png"))) == 2
-    assert not list(root.rglob("*.partial"))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("7\n", "version 7"), ("x", "not a data set"), (None, "not a data set")]
-)
-def test_folders_of_other_drawings_are_refused(root: Path, content: str | None, message: str) -> None:
-    folder = root / "synthetic_refinement/val_1_64x64"
-    folder.mkdir(parents=True)
-    if content is not None:
-        (folder / "drawing_version.txt").write_text(content)
-    with pytest.raises(UserError, match=rf"val_1_64x64 .*{message}.*delete this folder"):
-        make_synthetic("synthetic_refinement_val_1_64x64")
-    assert folder.exists()

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from cityscapesscripts.helpers.labels import labels
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, PolygonMasks
 from PIL import Image
 from pycocotools import mask as mask_util
+from scipy.ndimage import binary_fill_holes
 
 from patchdct.data import cityscapes
-from patchdct.data.cityscapes import CITYSCAPES_CLASSES, annotation_file, register_cityscapes
+from patchdct.data.cityscapes import CITYSCAPES_CLASSES, annotation_file, outlines, register_cityscapes
 from patchdct.data.prepare import prepare_datasets
 from pixelmask.config import get_cfg, load_cfg
 from pixelmask.data.mapper import CheckedDatasetMapper
@@ -21,8 +23,8 @@ from tests.support.cityscapes_tree import CAR, NAME, PERSON, RIDER, TRAILER, pai
 VAL, TRAIN = f"{NAME}val", f"{NAME}train"
 
 
-def load(name=VAL):
-    register_cityscapes(name)
+def load(name=VAL, polygons=False):
+    register_cityscapes(name, polygons)
     return DatasetCatalog.get(name)
 
 
@@ -36,8 +38,8 @@ def config(train=(), test=(VAL,), **changes):
     return cfg
 
 
-def json_file(root, split="val") -> Path:
-    return root / "cityscapes" / f"instances_rle_{split}.json"
+def json_file(root, form="rle") -> Path:
+    return root / "cityscapes" / f"instances_{form}_val.json"
 
 
 def test_classes_are_those_that_cityscapes_evaluates():
@@ -212,18 +214,49 @@ def test_annotation_that_is_a_photograph(root):
         load()
 
 
-def test_class_count_and_polygons_that_do_not_fit(root):
+def test_class_count_that_does_not_fit(root):
     write_tree(root)
     cfg = config()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
     with pytest.raises(UserError, match=f"{VAL} has 8 classes.*NUM_CLASSES 8"):
         prepare_datasets(cfg, train=False)
+
+
+def test_polygons_are_the_masks_without_holes(root):
+    write_tree(root)
+    found = ([a for record in load(polygons=polygons) for a in record["annotations"]] for polygons in (False, True))
+    for exact, outlined in zip(*found, strict=True):
+        mask = mask_util.decode(exact["segmentation"])
+        drawn = mask_util.decode(mask_util.merge(mask_util.frPyObjects(outlined["segmentation"], *mask.shape)))
+        assert np.array_equal(drawn, binary_fill_holes(mask))
+        assert {**outlined, "segmentation": None} == {**exact, "segmentation": None}
+    assert json_file(root).exists() and json_file(root, "polygon").exists()
+
+
+def test_outlines_follow_the_edges_of_pixels():
+    mask = np.zeros((9, 12), bool)
+    mask[2:5, 3:7] = True
+    mask[3, 4] = False  # a hole
+    mask[7, 10] = True
+    found = [np.reshape(polygon, (-1, 2)).tolist() for polygon in outlines(mask)]
+    corners = [[[10, 7], [10, 8], [11, 8], [11, 7]], [[3, 2], [3, 5], [7, 5], [7, 2]]]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, corners))
+    mask[2:5, 5] = False  # a slit of one pixel
+    assert len(outlines(mask)) == 3
+
+
+def test_training_sets_have_the_masks_that_the_config_asks_for(root):
+    """As the authors' configs, of which one asks for polygons."""
     write_tree(root)
     write_tree(root, "train")
-    with pytest.raises(UserError, match="INPUT.MASK_FORMAT bitmask"):
-        prepare_datasets(config(train=(TRAIN,), mask_format="polygon"))
-    prepare_datasets(config(train=(TRAIN,), mask_format="polygon"), train=False)
-    prepare_datasets(config(train=(TRAIN,)))
+    for form, kind, masks in (("polygon", list, PolygonMasks), ("bitmask", dict, BitMasks)):
+        cfg = config(train=(TRAIN,), mask_format=form)
+        prepare_datasets(cfg)
+        for name, expected in ((TRAIN, kind), (VAL, dict)):
+            records = DatasetCatalog.get(name)
+            assert all(isinstance(a["segmentation"], expected) for r in records for a in r["annotations"])
+        sample = CheckedDatasetMapper(cfg, is_train=True, augmentations=[])(DatasetCatalog.get(TRAIN)[0])
+        assert isinstance(sample["instances"].gt_masks, masks) and len(sample["instances"])
 
 
 def test_real_frame(root, monkeypatch, cache, real_data):

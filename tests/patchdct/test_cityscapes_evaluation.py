@@ -318,7 +318,8 @@ def test_starting_from_a_model_of_80_classes(root, tmp_path_factory, caplog):
     for split in ("train", "val"):
         write_frame(root, split, "ulm/ulm_000000_000000", scene(0))
     output = tmp_path_factory.mktemp("output")
-    train_net("patchdct_R_50_FPN_cityscapes", output, "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
+    opts = ("INPUT.MASK_FORMAT", "polygon", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
+    train_net("patchdct_R_50_FPN_cityscapes", output, *opts)
     state = torch.load(output / "model_final.pth", weights_only=True)["model"]
     per_class = [n for n in state if n.endswith(("cls_score.weight", "bbox_pred.weight", "predictor1.weight"))]
     assert len(per_class) == 3
@@ -326,8 +327,8 @@ def test_starting_from_a_model_of_80_classes(root, tmp_path_factory, caplog):
         state[name] = state[name].repeat(10, *[1] * (state[name].dim() - 1))
     torch.save({"model": state}, output / "coco.pth")
     with caplog.at_level("WARNING"):
-        weights = ["MODEL.WEIGHTS", str(output / "coco.pth"), "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
-        train_net("patchdct_R_50_FPN_cityscapes_from_coco", tmp_path_factory.mktemp("tuned"), *weights)
+        weights = ["MODEL.WEIGHTS", str(output / "coco.pth")]
+        train_net("patchdct_R_50_FPN_cityscapes_from_coco", tmp_path_factory.mktemp("tuned"), *weights, *opts)
     for name in per_class:
         assert f"Skip loading parameter '{name}'" in caplog.text
 

@@ -1,5 +1,6 @@
 """Exported mask branches, run by onnxruntime and by PyTorch, against the mask heads they were made of."""
 
+import copy
 import json
 
 import onnx
@@ -12,7 +13,8 @@ from pixelmask.errors import UserError
 from pixelmask.export import TOLERANCE, ExportedFile, check_output, need
 from tests.support.models import detections, feature_maps, tiny_cfg
 
-THREE_MODULES = {"NUM_STAGE": 4, "MASK_LOSS_PARA_EACH_STAGE": [1.0] * 4}
+AGNOSTIC = {"PATCH_CLASSES": 2, "CLS_AGNOSTIC_MASK": True}
+TWO_MODULES = {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [1.0] * 3, "PATCH_CLASSES": 1, "PATCH_SIZE": 16}
 
 
 def make_branch(head: str, **options) -> MaskNetwork:
@@ -29,10 +31,30 @@ def make_branch(head: str, **options) -> MaskNetwork:
     return branch
 
 
-def export(branch, tmp_path, suffix, num_instances=None) -> ExportedFile:
-    path = tmp_path / f"branch{suffix}"
+def export(branch, folder, suffix, num_instances=None) -> ExportedFile:
+    path = folder / f"branch{suffix}"
     export_mask_branch(branch, num_instances).save(path)
     return ExportedFile(path)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function that exports a branch once: the branch, and its files by suffix, each in a folder of its own."""
+    done = {}
+
+    def make(head, **options):
+        key = head, str(options)
+        if key not in done:
+            branch = make_branch(head, **options)
+            program, files = export_mask_branch(branch), {}
+            for suffix in (".pt2", ".onnx"):
+                path = tmp_path_factory.mktemp("exported") / f"branch{suffix}"
+                program.save(path)
+                files[suffix] = ExportedFile(path)
+            done[key] = branch, files
+        return done[key]
+
+    return make
 
 
 def assert_same(file, branch, num_instances):
@@ -52,21 +74,17 @@ def assert_same(file, branch, num_instances):
         ("dct_mask", {}, 128),
         ("dct_mask", {"CLS_AGNOSTIC_MASK": False}, 128),
         pytest.param("patchdct", {}, 112, marks=pytest.mark.slow),
-        pytest.param("patchdct", THREE_MODULES, 112, marks=pytest.mark.slow),
-        pytest.param("patchdct", {"PATCH_CLASSES": 2, "CLS_AGNOSTIC_MASK": True}, 112, marks=pytest.mark.slow),
-        pytest.param("patchdct", {"PATCH_CLASSES": 1, "PATCH_SIZE": 16}, 112, marks=pytest.mark.slow),
+        pytest.param("patchdct", AGNOSTIC, 112, marks=pytest.mark.slow),
+        pytest.param("patchdct", TWO_MODULES, 112, marks=pytest.mark.slow),
         pytest.param("patchdct", {"PATCH_REGRESSOR": False}, 112, marks=pytest.mark.slow),
         ("two_stage_dct", {}, 112),
         ("binary_grid", {}, 112),
     ],
 )
-def test_files_answer_as_the_head(tmp_path, head, options, side):
-    branch = make_branch(head, **options)
-    exported = export_mask_branch(branch)
+def test_files_answer_as_the_head(exported, head, options, side):
+    branch, files = exported(head, **options)
     for suffix, numbers in ((".pt2", (0, 1, 2, 5)), (".onnx", (1, 2, 5))):
-        path = tmp_path / f"branch{suffix}"
-        exported.save(path)
-        file = ExportedFile(path)
+        file = files[suffix]
         for num_instances in numbers:
             assert_same(file, branch, num_instances)
         assert file(*branch.example_inputs(3)).shape == (3, side, side)
@@ -77,8 +95,9 @@ def test_files_answer_as_the_head(tmp_path, head, options, side):
         }
 
 
-def test_file_takes_the_place_of_the_head_in_a_model(tmp_path):
-    branch = make_branch("patchdct")
+@pytest.mark.slow
+def test_file_takes_the_place_of_the_head_in_a_model(exported):
+    branch, files = exported("patchdct")
     head = branch.head
     features, instances = feature_maps(1), detections(4)
     with torch.no_grad():
@@ -87,7 +106,7 @@ def test_file_takes_the_place_of_the_head_in_a_model(tmp_path):
             for pooler, names in ((head.coarse_pooler, head.in_features), (head.fine_pooler, head.fine_features))
         )
         (expected,) = head(features, [instances])
-    masks = export(branch, tmp_path, ".pt2")(instances.pred_classes, coarse, fine)
+    masks = files[".pt2"](instances.pred_classes, coarse, fine)
     torch.testing.assert_close(masks[:, None], expected.pred_masks, atol=TOLERANCE, rtol=0)
     # Background, foreground and regressed patches are all there
     assert (masks == 0).any() and (masks == 1).any() and ((masks > 0.1) & (masks < 0.9)).any()
@@ -95,25 +114,25 @@ def test_file_takes_the_place_of_the_head_in_a_model(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_fixed_number_of_instances(tmp_path, suffix):
-    branch = make_branch("dct_mask")
+    branch = make_branch("mask_rcnn")
     file = export(branch, tmp_path, suffix, num_instances=3)
     assert_same(file, branch, 3)
     with pytest.raises(UserError, match=r"branch.* cannot be run on inputs of \(2,\), \(2, 16, 14, 14\)"):
         file(*branch.example_inputs(2))
 
 
-def test_class_agnostic_branch_takes_any_class(tmp_path):
-    branch = make_branch("two_stage_dct", CLS_AGNOSTIC_MASK=True)
+@pytest.mark.slow
+def test_class_agnostic_branch_takes_any_class(exported):
+    branch, files = exported("patchdct", **AGNOSTIC)
     _, *features = branch.example_inputs(2)
-    file = export(branch, tmp_path, ".pt2")
-    torch.testing.assert_close(file(torch.tensor([7, 2]), *features), file(torch.tensor([0, 0]), *features))
+    for file in files.values():
+        torch.testing.assert_close(file(torch.tensor([7, 2]), *features), file(torch.tensor([0, 0]), *features))
 
 
-def test_onnx_file_stands_alone_and_names_what_it_takes(tmp_path):
-    branch = make_branch("two_stage_dct")
-    export(branch, tmp_path, ".onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["branch.onnx"]
-    model = onnx.load(tmp_path / "branch.onnx")
+def test_onnx_file_stands_alone_and_names_what_it_takes(exported):
+    path = exported("two_stage_dct")[1][".onnx"].path
+    assert [other.name for other in path.parent.iterdir()] == ["branch.onnx"]
+    model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert [x.name for x in model.graph.input] == ["classes", "coarse", "fine"]
     assert [x.name for x in model.graph.output] == ["masks"]
@@ -123,13 +142,13 @@ def test_onnx_file_stands_alone_and_names_what_it_takes(tmp_path):
     assert about["patchdct"]["head"] == "MaskRCNNTwoStageDCTHead"
 
 
-def test_check_sees_another_network(tmp_path):
-    branch = make_branch("dct_mask")
-    file = export(branch, tmp_path, ".pt2")
-    assert check_mask_branch(file, branch) <= TOLERANCE
+def test_check_sees_another_network(exported):
+    branch, files = exported("dct_mask")
+    assert check_mask_branch(files[".pt2"], branch) <= TOLERANCE
+    other = copy.deepcopy(branch)
     with torch.no_grad():
-        branch.head.predictor_fc3.bias[0] += 1
-    assert check_mask_branch(file, branch) > TOLERANCE
+        other.head.predictor_fc3.bias[0] += 1
+    assert check_mask_branch(files[".pt2"], other) > TOLERANCE
 
 
 def test_files_and_libraries_that_cannot_be_used(tmp_path):

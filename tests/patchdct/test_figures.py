@@ -16,7 +16,10 @@ from pycocotools import mask as mask_util
 
 from patchdct.figures import (
     TrueObjects,
+    arrange,
     count_patches,
+    count_pieces,
+    influences,
     load_objects,
     match_detections,
     object_rows,
@@ -93,6 +96,21 @@ def test_errors_and_labels_have_their_colours():
     assert (picture[70, 20] == mixed).all() and (picture[48, 20] == 20).all()
 
 
+def test_a_change_of_elements_moves_the_whole_mask_or_one_patch():
+    """As in the paper's Fig. 1."""
+    mask = torch.from_numpy(rectangle(112, 112, 20, 30, 90, 70))
+    whole, patch = influences(mask)
+    assert (whole.patch_size, whole.vector_dim, patch.patch_size, patch.vector_dim) == (112, 300, 8, 6)
+    assert (whole.change > 0).mean() > 0.99
+    rows, columns = np.nonzero(patch.change)
+    assert 32 < len(rows) <= 64 and np.ptp(rows) < 8 and np.ptp(columns) < 8
+    assert rows.min() // 8 == rows.max() // 8 and columns.min() // 8 == columns.max() // 8
+    for x in (whole, patch):
+        assert 0 < (x.before != x.after).sum() < (x.change > 0).sum() and x.change.max() <= 0.75
+    (blank,) = influences(torch.ones(112, 112, dtype=torch.bool))[1:]
+    assert not blank.change.any() and blank.before.all()
+
+
 # ---------------------------------------------------------------- patches
 
 
@@ -147,6 +165,11 @@ def test_matches_are_the_best_scored_that_overlap_by_half():
     assert match_detections(truth, detections[[]]) == [None, None, None]
 
 
+def test_pieces_are_parts_and_holes():
+    mask = rectangle(30, 30, 5, 5, 15, 15) | rectangle(30, 30, 20, 20, 25, 25)
+    assert [count_pieces(x) for x in (mask[:18], mask, mask & ~rectangle(30, 30, 8, 8, 9, 9), mask[:2])] == [1, 2, 3, 0]
+
+
 def test_windows():
     mask = rectangle(80, 100, 20, 40, 40, 80)  # 20 rows, 40 columns
     assert square_around(mask, 0.1) == (slice(6, 54), slice(36, 84))
@@ -181,7 +204,7 @@ def test_rows_have_the_overlap_of_the_part_shown():
     np.testing.assert_array_equal(columns["DCT-Mask stage"][0], masks[0])
     assert columns["patch labels"][0, 20, 20].argmax() == 1  # green
     windows = [(slice(4, 44), slice(4, 44))] * 2
-    rows, numbers = object_rows(truth, windows, [0, None], columns)
+    rows, numbers = object_rows(truth, windows, arrange(columns, [0, None]))
     assert numbers[0] == {
         "class": "star",
         "window": [4, 4, 44, 44],
@@ -210,8 +233,7 @@ def test_figures_are_written_by_their_ending(tmp_path):
     rows, _ = object_rows(
         TrueObjects(np.zeros((9, 9, 3), np.uint8), np.ones((1, 9, 9), bool), Boxes(torch.zeros(1, 4)), ["a"]),
         [(slice(0, 9), slice(0, 9))],
-        [None],
-        {"b": np.zeros((0, 9, 9), bool)},
+        {"b": [None]},
     )
     figure, axes = draw_panels(rows)
     assert axes.shape == (1, 3)

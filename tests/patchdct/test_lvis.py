@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -16,9 +17,21 @@ from detectron2.structures import Boxes, Instances
 from patchdct import trainer
 from patchdct.data.lvis_format import COCO_ID_OF_NAME
 from patchdct.evaluation import COCOWithLVISEvaluator, LVISInstanceEvaluator
-from tests.patchdct.test_lvis_eval import CAR, CAT, METRICS, SIZE, image, lvis_json, put, square, thing
+from tests.patchdct.test_lvis_eval import (
+    CAR,
+    CAT,
+    DOG,
+    LVIS_METRICS,
+    METRICS,
+    SIZE,
+    image,
+    lvis_json,
+    put,
+    square,
+    thing,
+)
 from tests.support.models import tiny_cfg
-from tests.support.training import records_of
+from tests.support.training import PATCHDCT, metrics_of, records_of
 
 STARRED = ["lvis_v0.5_segm", "lvis_v0.5_boundary", "lvis_v1_segm", "lvis_v1_boundary"]
 COCO_CLASS_OF_CARS = 2
@@ -216,23 +229,48 @@ def test_sets_of_lvis_in_their_own_right(lvis_name, root):
     assert results["segm"]["AP"] == pytest.approx(100)
 
 
-def test_a_set_of_lvis_is_evaluated_by_the_trainer(lvis_name, root):
-    polygon = [[30.0, 30, 80, 30, 80, 80, 30, 80]]
-    annotations = [{**thing(square(20), number), "segmentation": polygon} for number in (1, 2)]
-    name = lvis_name("test_lvis_v0.5_val_cocofied", lvis_json([image(1), image(2)], annotations))
-    (root / "val2017").mkdir()
-    for number in (1, 2):
-        cv2.imwrite(str(root / f"val2017/{number:012d}.jpg"), np.full((*SIZE, 3), 120, np.uint8))
+@pytest.fixture
+def pictured(lvis_name, root):
+    """Register an LVIS file of two images, which are there, with a square of one category in each."""
+
+    def register(name, category_id=CAR):
+        polygon = [[30.0, 30, 80, 30, 80, 80, 30, 80]]
+        things = [{**thing(square(20), n, category_id), "segmentation": polygon} for n in (1, 2)]
+        (root / "val2017").mkdir(exist_ok=True)
+        for number in (1, 2):
+            cv2.imwrite(str(root / f"val2017/{number:012d}.jpg"), np.full((*SIZE, 3), 120, np.uint8))
+        return lvis_name(name, lvis_json([image(1), image(2)], things))
+
+    return register
+
+
+def test_a_set_of_lvis_is_evaluated_by_the_trainer(pictured, root):
     cfg = tiny_cfg(num_classes=80)
-    cfg.DATASETS.TEST = (name,)
+    cfg.DATASETS.TEST = (pictured("test_lvis_v0.5_val_cocofied"),)
     cfg.OUTPUT_DIR = str(root / "output")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     os.makedirs(cfg.OUTPUT_DIR)
     trainer.Trainer.prepare_datasets(cfg, train=False)
     trainer.Trainer.test(cfg, trainer.Trainer.build_model(cfg))
-    results = json.loads((root / "output/evaluation.json").read_text())
+    results = metrics_of(root / "output")
     assert list(results) == ["bbox", "segm", "boundary"]
-    assert list(results["boundary"]) == METRICS
+    assert list(results["boundary"]) == LVIS_METRICS
+
+
+def test_lvis_v1_trains_and_is_evaluated_with_its_1203_categories(pictured, root):
+    name = pictured("test_lvis_v1", DOG)
+    model = replace(PATCHDCT, config="configs/patchdct/lvis/patchdct_R_50_FPN_1x_lvis_v1.yaml")
+    model.run(
+        *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.NAME", "build_narrow_resnet_fpn_backbone"),
+        *("MODEL.RESNETS.NORM", "BN", "DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "SOLVER.MAX_ITER", 1),
+        *("MODEL.RPN.POST_NMS_TOPK_TEST", 2, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", root / "output"),
+    )
+    weights = torch.load(root / "output/model_final.pth")["model"]
+    assert weights["roi_heads.mask_head.predictor_bfg.weight"].shape[0] == 3 * 1203
+    results = metrics_of(root / "output")
+    for task in ("bbox", "segm", "boundary"):
+        assert list(results[task]) == LVIS_METRICS
+        assert results[task]["APr"] >= 0 and np.isnan([results[task][metric] for metric in ("APc", "APf")]).all()
 
 
 def test_the_trainer_chooses_the_evaluator(monkeypatch, lvis_name, coco_name):

@@ -16,8 +16,10 @@ from tests.pixelmask.test_evaluation import annotate, blob, jitter
 from tests.support.models import load_tool
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+LVIS_METRICS = [*METRICS, "APr", "APc", "APf"]
 SIZE = (100, 100)  # its boundaries are 3 pixels wide
 CAR, CAT, DOG = 3, 17, 18
+FREQUENCIES = {CAR: "f", CAT: "c", DOG: "r"}
 
 
 def square(left, top=20, side=40):
@@ -39,7 +41,9 @@ def image(number, size=SIZE, negative=(), incomplete=()):
 
 def lvis_json(images, annotations):
     synsets = {COCO_ID_OF_NAME[name]: synset for synset, name in COCO_NAME_OF_SYNSET.items()}
-    categories = [{"id": i, "name": f"class {i}", "synset": synsets[i], "frequency": "f"} for i in (CAR, CAT, DOG)]
+    categories = [
+        {"id": i, "name": f"class {i}", "synset": synsets[i], "frequency": FREQUENCIES[i]} for i in FREQUENCIES
+    ]
     annotations = [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -77,7 +81,7 @@ def random_case(seed=0, num_images=8):
         negative, incomplete = ([c for c in (CAR, CAT, DOG) if rng.random() < 0.4] for _ in range(2))
         images.append(image(number, size, negative, incomplete))
         for _ in range(4):
-            mask, category = blob(rng, *size), int(rng.choice([CAR, CAT]))
+            mask, category = blob(rng, *size), int(rng.choice([CAR, CAT, DOG]))
             if mask.sum() < 4:
                 continue
             annotations.append(thing(mask, number, category))
@@ -116,10 +120,11 @@ def test_equals_the_lvis_package(figures, tmp_path, monkeypatch, task):
     detections = LVISResults(truth, [{k: v for k, v in r.items() if k not in (drop, "area")} for r in results])
     oracle = (ByDefinition if task == "boundary" else LVISEval)(truth, detections, "bbox" if task == "bbox" else "segm")
     oracle.run()
-    expected = [100 * oracle.results[metric] if oracle.results[metric] >= 0 else np.nan for metric in METRICS]
-    assert list(ours) == METRICS
-    assert list(ours.values()) == pytest.approx(expected, rel=1e-9, nan_ok=True)
-    assert 10 < ours["AP"] < 90
+    assert list(ours) == LVIS_METRICS
+    assert {metric: -100 if np.isnan(value) else value for metric, value in ours.items()} == {
+        metric: 100 * oracle.results[metric] for metric in LVIS_METRICS
+    }
+    assert all(5 < ours[metric] < 95 for metric in ("AP", "APr", "APc", "APf"))
     assert all(type(value) is float for value in ours.values())
 
 
@@ -127,9 +132,10 @@ def test_a_square_off_by_one_pixel(figures):
     """Masks: 39 x 40 of 41 x 40 pixels, 0.951. Boundaries, 40^2 - 34^2 each: 39 x 40 - 35 x 34 = 370 of 518, 0.714."""
     content = lvis_json([image(1)], [thing(square(20))])
     results = [found(square(21), 0.9)]
-    known = {"segm": (100, 100, 100, np.nan, 100, np.nan), "boundary": (50, 100, 0, np.nan, 50, np.nan)}
+    nan = np.nan
+    known = {"segm": (100, 100, 100, nan, 100, nan), "boundary": (50, 100, 0, nan, 50, nan)}
     for task, values in known.items():
-        expected = dict(zip(METRICS, values, strict=True))
+        expected = dict(zip(LVIS_METRICS, (*values, nan, nan, values[0]), strict=True))
         assert figures(content, results, task) == pytest.approx(expected, nan_ok=True)
 
 
@@ -213,7 +219,7 @@ def test_real_annotations(tmp_path, real_data):
         for annotation in truth.anns.values()
     ]
     images = truth.get_img_ids()[:30]
-    perfect = {task: evaluate_lvis(truth, results, task, images) for task in ("segm", "boundary")}
+    perfect = {task: evaluate_lvis(truth, results, task, images, METRICS) for task in ("segm", "boundary")}
     assert all(value == pytest.approx(100) for metrics in perfect.values() for value in metrics.values())
     degraded = [{**result, "segmentation": shrunk(result["segmentation"])} for result in results]
     segm, boundary = (evaluate_lvis(truth, degraded, task, images)["AP"] for task in ("segm", "boundary"))

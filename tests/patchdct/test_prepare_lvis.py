@@ -10,6 +10,7 @@ from detectron2.data.datasets.lvis import load_lvis_json
 
 from patchdct.data.lvis_format import COCO_ID_OF_NAME, COCO_NAME_OF_SYNSET, read_cocofied
 from pixelmask.errors import UserError
+from tests.patchdct.test_lvis_eval import put
 from tests.support.models import load_tool
 
 SCRIPT = "datasets/prepare_lvis_cocofied.py"
@@ -68,12 +69,6 @@ def lvis_json(version="v0.5"):
         "annotations": annotations((1, 9), (1, 9), (1, 13), (1, 11), (2, 5), (2, 9), (3, 13)),
         "categories": CATEGORIES,
     }
-
-
-def put(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-    return path
 
 
 def load(path):

@@ -7,8 +7,9 @@ from detectron2.modeling.roi_heads import build_mask_head
 from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from patchdct import mask_head
 from patchdct.mask_branch import Downsample
-from patchdct.mask_head import rasterize_masks
+from patchdct.targets import rasterize_masks, send_boxes
 from tests.support.models import detections, feature_maps, proposals, tiny_cfg
 
 SHAPES = {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in (2, 3, 4, 5)}
@@ -77,3 +78,38 @@ def test_heads_train_compiled(polygons):
         loss = torch.compile(head, backend="eager")(maps, [instances])["loss_mask"]
     torch.testing.assert_close(loss, expected)
     assert rasterize_masks([instances], 28, torch.device("cpu")).any()
+
+
+class DistantMasks(BitMasks):
+    """Masks on another device than the boxes."""
+
+    device = torch.device("meta")
+
+
+@pytest.mark.parametrize("head", ["patchdct", "dct_mask"])
+def test_boxes_are_sent_before_the_head_is_computed_and_waited_for_after_it(head, monkeypatch):
+    done = []
+
+    def send(instances):
+        done.append("sent")
+        arrive = send_boxes(instances)
+        return lambda: done.append("arrived") or arrive()
+
+    shapes = ShapeSpec(channels=16, height=14, width=14) if head == "dct_mask" else SHAPES
+    built = build_mask_head(tiny_cfg(head), shapes).train()
+    predict = built.predict
+    monkeypatch.setattr(mask_head, "send_boxes", send)
+    monkeypatch.setattr(built, "predict", lambda *args: done.append("predicted") or predict(*args))
+    images = [proposals(2), proposals(0), proposals(1, seed=1)]
+    with EventStorage():
+        built(torch.ones(3, 16, 14, 14) if head == "dct_mask" else feature_maps(3), images)
+    assert done == ["sent", "predicted", "arrived"]
+
+
+def test_boxes_go_to_the_masks():
+    images = [proposals(2), proposals(0), proposals(1)]
+    assert [len(boxes) for boxes in send_boxes(images)()] == [2, 1]
+    for image in images:
+        image.gt_masks = DistantMasks(image.gt_masks.tensor)
+    assert [(len(boxes), boxes.device.type) for boxes in send_boxes(images)()] == [(2, "meta"), (1, "meta")]
+    assert send_boxes([proposals(0)])() == []

@@ -2,12 +2,6 @@
 
 import io
 import json
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -20,13 +14,10 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import BitMasks
 from pycocotools.coco import COCO
 
-from patchdct.data import shapes, shapes_dataset
+from patchdct.data import shapes
 from patchdct.data.shapes import SHAPES_CLASSES, Scene, draw_scene
-from patchdct.data.shapes_dataset import SHAPES, make_shapes, parse_shapes_name, register_shapes
-from pixelmask.errors import UserError
+from patchdct.data.shapes_dataset import make_shapes, register_shapes
 from tests.pixelmask.test_boundary import by_definition
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +63,10 @@ def test_visible_masks_are_disjoint_though_objects_overlap(scenes, monkeypatch):
     whole: list[np.ndarray] = []
     coverage_of = shapes.rasterise
 
-    def keep(outline: shapes.Outline, window: shapes.Window) -> np.ndarray:
-        whole.append(coverage_of(outline, window) >= 0.5)
-        return coverage_of(outline, window)
+    def keep(outline: shapes.Parts, window: shapes.Window) -> np.ndarray:
+        coverage = coverage_of(outline, window)
+        whole.append(coverage >= 0.5)
+        return coverage
 
     monkeypatch.setattr(shapes, "rasterise", keep)
     hidden = []
@@ -136,52 +128,6 @@ def test_boundary_iou_tells_masks_of_28_from_those_of_112_pixels(scenes: list[Sc
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize(
-    ("name", "spec"),
-    [
-        ("shapes_train", ("train", 2000, 256)),
-        ("shapes_val", ("val", 200, 256)),
-        ("shapes_train_600", ("train", 600, 256)),
-        ("shapes_val_512px", ("val", 200, 512)),
-        ("shapes_val_100_1024px", ("val", 100, 1024)),
-    ],
-)
-def test_names(name: str, spec: tuple[str, int, int]) -> None:
-    assert parse_shapes_name(name) == spec
-
-
-@pytest.mark.parametrize(
-    "name", ["shapes", "shapes_test", "shapes_val_0", "shapes_val_10_20", "shapes_val_64px_3", "x"]
-)
-def test_malformed_names_are_refused_with_the_grammar(name: str) -> None:
-    with pytest.raises(UserError, match=rf"'{name}'.*shapes_\{{train\|val\}}\[_\{{images\}}\]\[_\{{size\}}px\]"):
-        register_shapes(name)
-    assert name not in DatasetCatalog.list()
-    for size in ("63px", "5000px"):
-        with pytest.raises(UserError, match="64 to 4096"):
-            register_shapes(f"shapes_val_{size}")
-
-
-def test_a_registered_data_set_is_made_on_first_use(root: Path) -> None:
-    register_shapes("shapes_val_6_128px")
-    register_shapes("shapes_val_6_128px")
-    assert not list(root.iterdir())
-    metadata = MetadataCatalog.get("shapes_val_6_128px")
-    assert metadata.thing_classes == list(SHAPES_CLASSES) and metadata.evaluator_type == "coco"
-
-    dicts = DatasetCatalog.get("shapes_val_6_128px")
-    assert [d["image_id"] for d in dicts] == [1, 2, 3, 4, 5, 6]
-    assert Path(metadata.json_file).is_file() and Path(dicts[0]["file_name"]).parent == Path(metadata.image_root)
-    expected = draw_scene(2, 0, 128)
-    assert [a["category_id"] for a in dicts[0]["annotations"]] == expected.classes.tolist()
-    # JPEG changes pixels a little.
-    assert np.abs(cv2.imread(dicts[0]["file_name"])[..., ::-1] - expected.image.astype(float)).mean() < 4
-
-    written = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.suffix != ".lock"}
-    assert len(DatasetCatalog.get("shapes_val_6_128px")) == 6
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.suffix != ".lock"} == written
-
-
 def test_annotations_are_coco(root: Path) -> None:
     folder = make_shapes("shapes_train_5_128px")
     with redirect_stdout(io.StringIO()):
@@ -201,71 +147,12 @@ def test_annotations_are_coco(root: Path) -> None:
             assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 0
 
 
-def test_a_data_set_is_the_beginning_of_a_larger_one_and_shared_by_its_names(root: Path) -> None:
-    small, large = make_shapes("shapes_val_2_64px"), make_shapes("shapes_val_4_64px")
-    for path in (small / "images").iterdir():
-        assert path.read_bytes() == (large / "images" / path.name).read_bytes()
-    first, second = (json.loads((folder / "annotations.json").read_text()) for folder in (small, large))
+def test_annotations_and_their_images_are_the_beginning_of_those_of_a_larger_set(root: Path) -> None:
+    folders = make_shapes("shapes_val_2_64px"), make_shapes("shapes_val_4_64px")
+    first, second = (json.loads((folder / "annotations.json").read_text()) for folder in folders)
     assert second["annotations"][: len(first["annotations"])] == first["annotations"]
-    other = make_shapes("shapes_train_2_64px")
-    assert (small / "images/000001.jpg").read_bytes() != (other / "images/000001.jpg").read_bytes()
-    assert SHAPES.folder("shapes_val") == SHAPES.folder("shapes_val_200_256px")
-    assert SHAPES.folder("shapes_val").is_relative_to(root / "shapes")
-
-
-def test_an_interrupted_run_leaves_nothing_that_is_taken_for_a_data_set(root: Path) -> None:
-    command = [sys.executable, "-m", "patchdct.data.shapes_dataset", "shapes_val_5000_64px"]
-    partial = root / "shapes/val_5000_64px.partial/images/000003.jpg"
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert partial.exists()
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not (root / "shapes/val_5000_64px").exists()
-
-    # The same leftovers before a small data set: it is made whole, and they are gone.
-    (root / "shapes/val_5000_64px.partial").rename(root / "shapes/val_2_64px.partial")
-    folder = make_shapes("shapes_val_2_64px")
-    assert sorted(path.name for path in (folder / "images").iterdir()) == ["000001.jpg", "000002.jpg"]
-    assert not (root / "shapes/val_2_64px.partial").exists()
-
-
-def test_two_processes_at_once_draw_it_once(root: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        folders = pool.map(_make_and_stat, ["shapes_val_8_64px"] * 2)
-    assert folders[0] == folders[1]
-
-
-def _make_and_stat(name: str) -> tuple[Path, int]:
-    cv2.setNumThreads(0)  # the parent's threads do not survive a fork
-    folder = make_shapes(name)
-    return folder, (folder / "annotations.json").stat().st_ino
-
-
-def test_data_of_another_drawing_version_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_shapes("shapes_val_1_64px")
-    monkeypatch.setattr(SHAPES, "version", shapes.DRAWING_VERSION + 1)
-    with pytest.raises(UserError, match="delete this folder") as refusal:
-        make_shapes("shapes_val_1_64px")
-    assert str(folder) in str(refusal.value) and folder.exists()
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", '{"info": {}}', '{"info": {"drawing_ver'])
-def test_a_folder_that_holds_something_else_is_refused(root: Path, content: str | None) -> None:
-    folder = root / "shapes/val_1_64px"
-    folder.mkdir(parents=True)
-    if content is not None:
-        (folder / "annotations.json").write_text(content)
-    with pytest.raises(UserError, match=r"val_1_64px .*delete this folder"):
-        make_shapes("shapes_val_1_64px")
-
-
-def test_the_command_line_prints_where_the_data_set_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shapes_dataset.main(["shapes_val_1_64px"])
-    assert capsys.readouterr().out.strip() == str(root / "shapes/val_1_64px")
-    with pytest.raises(UserError):
-        shapes_dataset.main(["shapes_val_x"])
+    register_shapes("shapes_val_2_64px")
+    metadata, dicts = MetadataCatalog.get("shapes_val_2_64px"), DatasetCatalog.get("shapes_val_2_64px")
+    assert metadata.thing_classes == list(SHAPES_CLASSES) and [d["image_id"] for d in dicts] == [1, 2]
+    assert Path(metadata.json_file).is_file() and Path(dicts[0]["file_name"]).parent == Path(metadata.image_root)
+    assert [a["category_id"] for a in dicts[0]["annotations"]] == draw_scene(2, 0, 64).classes.tolist()

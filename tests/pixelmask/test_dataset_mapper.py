@@ -32,6 +32,25 @@ def record(folder, suffix="png", **kwargs):
     return {"file_name": str(path), "image_id": 1, "height": 40, "width": 60, "annotations": [annotation], **kwargs}
 
 
+def test_what_others_draw_in_between_changes_nothing_and_nothing_of_theirs(cfg, tmp_path):
+    cfg.INPUT.MIN_SIZE_TRAIN = tuple(range(30, 60))
+    dataset_dict = record(tmp_path)
+
+    def draw(mapper, drawn_by_others):
+        np.random.seed(0)
+        images = []
+        for _ in range(5):
+            images.append(mapper(dataset_dict)["image"])
+            theirs = np.random.random(drawn_by_others)
+        return images, theirs
+
+    (alone, _), (between, theirs) = (draw(CheckedDatasetMapper(cfg, True), n) for n in (0, 3))
+    assert len({image.shape for image in alone}) > 1
+    assert all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(alone, between, strict=True))
+    np.random.seed(0)
+    assert np.array_equal(theirs, np.random.random(15)[-3:])
+
+
 def remove(path):
     path.unlink()
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -172,21 +173,20 @@ def test_plain_lines_where_rich_is_missing(monkeypatch: pytest.MonkeyPatch, caps
     assert "\npycocotools: ok\n" in output
 
 
-def run(arguments: list[str], *search: Path) -> str:
-    """Run Python, which is to fail with status 1; return its output."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, search)), "COLUMNS": "200"}
-    result = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
-    assert result.returncode == 1, result.stderr
-    return result.stdout
-
-
-def test_the_command_reports_a_missing_detectron2() -> None:
-    code = "import runpy, sys; sys.modules['detectron2'] = None; runpy.run_module('pixelmask.doctor', None, '__main__')"
-    output = run(["-c", code], Path(doctor.__file__).parents[1])
+def test_the_command_reports_a_missing_detectron2(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    monkeypatch.delitem(sys.modules, "pixelmask.doctor")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("pixelmask.doctor", run_name="__main__")
+    output = capsys.readouterr().out
+    assert end.value.code == 1
     assert "no module detectron2" in output
     assert "tools/install_detectron2.py" in output
 
 
 def test_the_file_reports_where_the_package_cannot_be_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
-    assert "libcudart.so: cannot open shared object file" in run([doctor.__file__], tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
+    result = subprocess.run([sys.executable, doctor.__file__], env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert "libcudart.so: cannot open shared object file" in result.stdout

@@ -4,13 +4,19 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import torch
+
 from pixelmask.cli import run
+from pixelmask.engine import launch
 from tests.support.models import load_tool
 
 
@@ -57,7 +63,7 @@ PATCHDCT = TinyModel(
         "MODEL.RESNETS.RES2_OUT_CHANNELS", "8", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.FPN.OUT_CHANNELS", "8",
         "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8",
         "MODEL.ROI_MASK_HEAD.CONV_DIM", "8", "MODEL.ROI_MASK_HEAD.HIDDEN_FEATURES", "8",
-        "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
+        "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "INPUT.MIN_SIZE_TEST", "96",
         "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "()", "SOLVER.CHECKPOINT_PERIOD", "2",
         "DATASETS.TRAIN", "('shapes_train_8_96px',)", "DATASETS.TEST", "('shapes_val_6_96px',)",
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5",
@@ -79,6 +85,23 @@ AIRM = TinyModel(
     "synthetic_refinement_val_5_96x72",
     4,
 )  # fmt: skip
+
+
+def in_two_processes(work: Callable[[], object]) -> None:
+    """Do the work in two forks of this process at once, in the group that torchrun makes for its processes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    torch.multiprocessing.start_processes(_joined, (work, port), nprocs=2, start_method="fork")
+
+
+def _joined(rank: int, work: Callable[[], object], port: int) -> None:
+    cv2.setNumThreads(0)  # the parent's threads do not survive a fork
+    torch.set_num_threads(1)
+    group = {"TORCHELASTIC_RUN_ID": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    sizes = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({key: str(value) for key, value in {**group, **sizes}.items()})
+    launch(lambda _: work(), None)
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:

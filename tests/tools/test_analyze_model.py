@@ -108,10 +108,11 @@ def test_model_without_mask_branch_is_an_error(tool, config_file, fails):
 
 def test_airm_has_a_table_of_its_own(tool, config_file, tmp_path, capsys):
     airm, path = tmp_path / "refiner.yaml", tmp_path / "cost.json"
-    airm.write_text(tiny_airm_cfg(RATIOS=[0.5, 1.0], MIN_SIZE_TEST=0, TILE_HALO=0).dump())
+    airm.write_text(tiny_airm_cfg().dump())
     files = ["--config-file", str(airm), "--config-file", config_file("patchdct")]
     options = ["--size", "96", "160", "--tile-size", "64", "--json", str(path)]
-    run(tool.main, tool.argument_parser().parse_args([*files, *options]))
+    keys = ["MODEL.AIRM.RATIOS", "[0.5, 1.0]", "MODEL.AIRM.MIN_SIZE_TEST", "0", "MODEL.AIRM.TILE_HALO", "0"]
+    run(tool.main, tool.argument_parser().parse_args([*files, *options, *keys]))
     mask_branch, whole, tiled = json.loads(path.read_text())
     assert mask_branch["config"] == "patchdct" and mask_branch["head"] == "MaskRCNNPatchDCTHead"
     assert [(row["config"], row["tile_size"]) for row in (whole, tiled)] == [("refiner", 0), ("refiner", 64)]

@@ -59,8 +59,7 @@ class Oracle:
     """A detector that finds all objects but the largest, with the right masks, the smallest first."""
 
     def __init__(self, cfg, keep_stages):
-        self.truth = load_objects(DATASET, 1)
-        assert keep_stages
+        self.truth, self.keep_stages = load_objects(DATASET, 1), keep_stages
 
     def __call__(self, image):
         number = len(self.truth.masks) - 1
@@ -69,6 +68,8 @@ class Oracle:
         instances.pred_boxes = self.truth.boxes[list(range(number, 0, -1))]
         instances.pred_masks = torch.from_numpy(self.truth.masks[:0:-1].copy())
         instances.scores = torch.linspace(0.9, 0.5, number)
+        if not self.keep_stages:
+            return instances
         instances.pred_coarse_masks = torch.ones(number, 1, 14, 14)
         instances.pred_patch_labels = torch.ones(number, 14, 14, dtype=torch.int64)
         return instances
@@ -110,6 +111,47 @@ def test_a_model_that_finds_nothing(weights, airm_weights, tmp_path):
     for numbers in (draw("stages", *options), draw("teaser", "--refiner", airm_weights, *options)):
         assert all(iou is None for row in numbers["objects"] for iou in row["IoU"].values())
     check_files(tmp_path / "e.jpg", numbers, dataset=DATASET, image=1)
+
+
+def test_influence(tmp_path):
+    numbers = draw("influence", "--dataset", DATASET, "--output", tmp_path / "f.png")
+    whole, patch = numbers["vectors"]
+    assert whole["moved"] > 0.99 * 112**2 and 0 < patch["moved"] <= 64 and patch["flipped"] < whole["flipped"]
+    check_files(tmp_path / "f.png", numbers, dataset=DATASET, image=1)
+
+
+def test_models_side_by_side(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "Predictor", Oracle)
+    other = tmp_path / "dct_mask" / "model.pth"
+    other.parent.mkdir()
+    (other.parent / "config.yaml").write_text((weights.parent / "config.yaml").read_text())
+    numbers = draw("models", "--weights", weights, other, "--dataset", DATASET, "--output", tmp_path / "g.jpg")
+    names = (weights.parent.name, "dct_mask")
+    assert [row["IoU"] for row in numbers["objects"]] == [dict.fromkeys(names, iou) for iou in (None, 1.0, 1.0)]
+    check_files(tmp_path / "g.jpg", numbers, dataset=DATASET, image=1)
+
+
+class Piercing(Oracle):
+    """A detector that pierces the mask of the second object; in the second image it finds nothing."""
+
+    def __call__(self, image):
+        instances = super().__call__(self.truth.image)
+        mask = instances.pred_masks[-1]
+        mask[tuple(mask.nonzero()[::5].T)] = False
+        return instances if (image == self.truth.image).all() else instances[[]]
+
+
+def test_failures_are_the_masks_in_most_pieces(weights, tmp_path, monkeypatch, fails):
+    monkeypatch.setattr(tool, "Predictor", Piercing)
+    options = ["--dataset", DATASET, "--weights", weights, "--output", tmp_path / "h.jpg"]
+    numbers = draw("failures", *options, "--objects", 2)
+    first, second = numbers["objects"]
+    assert first["class"] == load_objects(DATASET, 1).names[1] and first["pieces_beyond_truth"] > 1
+    assert second["pieces_beyond_truth"] == 0 and second["IoU"]["PatchDCT"] == 1 > first["IoU"]["PatchDCT"]
+    check_files(tmp_path / "h.jpg", numbers, dataset=DATASET)
+    monkeypatch.setattr(Piercing, "__call__", lambda self, image: Oracle.__call__(self, self.truth.image)[[]])
+    with fails("none of the objects"):
+        run(tool.main, tool.argument_parser().parse_args(["failures", *map(str, options)]))
 
 
 @pytest.mark.parametrize(

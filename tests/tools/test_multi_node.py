@@ -1,12 +1,84 @@
-"""Two machines under torchrun, as docs/distributed.md has it: both on this one, with gloo on the CPU."""
+"""Several processes, with gloo on the CPU: two of one machine, and two "machines" as docs/distributed.md has them."""
 
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
 
-from tests.support.training import PATCHDCT, metrics_of, same
+from airm import RefinementTrainer
+from tests.support.models import load_tool, refinement_batch, tiny_airm_cfg
+from tests.support.training import AIRM, PATCHDCT, in_two_processes, made_once, metrics_of, same
+
+pytestmark = pytest.mark.usefixtures("data_root")
+
+
+# Two processes, started once for all tests
+
+
+@pytest.fixture(scope="module")
+def two_processes(shared_folder, drawn_data, trained_patchdct, trained_airm) -> Path:
+    """Of each model a training, in "patchdct" and "airm", and in these an evaluation alone; and AIRM's gradients."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(drawn_data))
+        work = partial(train_and_evaluate, {PATCHDCT: trained_patchdct, AIRM: trained_airm})
+        return made_once(shared_folder / "two_processes", lambda folder: in_two_processes(partial(work, folder)))
+
+
+def train_and_evaluate(trained, folder: Path) -> None:
+    tool = load_tool("train_net")
+    for model, of_one in trained.items():
+        out = folder / model.name
+        alone = ["OUTPUT_DIR", out / "evaluated", "MODEL.WEIGHTS", of_one / "model_final.pth"]
+        for arguments in model.arguments("OUTPUT_DIR", out), model.arguments(*alone, options=["--eval-only"]):
+            tool.main(tool.argument_parser().parse_args(arguments))
+    rank = comm.get_rank()
+    torch.save(gradients(slice(2 * rank, 2 * rank + 2)), folder / f"gradients_{rank}.pth")
+
+
+def gradients(images: slice) -> dict[str, torch.Tensor]:
+    """Of an AIRM's loss over some of four images, averaged over processes; and the statistics of its batch norms.
+
+    They are in the backbone, the projections and the hypernetwork; nothing in it is drawn.
+    """
+    torch.manual_seed(0)
+    model = RefinementTrainer.build_model(tiny_airm_cfg("resnet", AFFINITY=False)).double()
+    sum(model.train()(refinement_batch(4)[images]).values()).backward()
+    for parameter in model.parameters() if comm.get_world_size() > 1 else ():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= comm.get_world_size()
+    return {name: parameter.grad for name, parameter in model.named_parameters()} | {
+        name: buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")
+    }
+
+
+@pytest.mark.parametrize("model", [PATCHDCT, AIRM], ids=lambda model: model.name)
+def test_two_processes_evaluate_like_one(model, two_processes, request):
+    of_one = metrics_of(request.getfixturevalue(f"trained_{model.name}"))
+    assert same(metrics_of(two_processes / model.name / "evaluated"), of_one)
+    assert "World size: 2" in (two_processes / model.name / "evaluated/log.txt.rank1").read_text()
+
+
+@pytest.mark.parametrize("model", [PATCHDCT, AIRM], ids=lambda model: model.name)
+def test_the_evaluation_of_a_training_is_that_of_its_checkpoint(model, two_processes, tmp_path):
+    out = two_processes / model.name
+    assert same(model.evaluate(tmp_path, out / "model_final.pth"), metrics_of(out))
+
+
+def test_airm_has_the_gradients_of_one_process_with_all_images(two_processes):
+    of_one = gradients(slice(0, 4))
+    for rank in (0, 1):
+        of_two = torch.load(two_processes / f"gradients_{rank}.pth")
+        assert of_two.keys() == of_one.keys() and any("hypernetwork" in name for name in of_one)
+        for name, expected in of_one.items():
+            torch.testing.assert_close(of_two[name], expected, msg=name)
+
+
+# Two machines
 
 
 def free_port() -> int:
@@ -25,7 +97,6 @@ def start(machine: int, endpoint: str, output: Path, *opts: str) -> subprocess.P
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("data_root")
 def test_two_machines_train_and_evaluate_as_one_does(tmp_path):
     endpoint = f"127.0.0.1:{free_port()}"
     machines = [start(machine, endpoint, tmp_path, "SOLVER.MAX_ITER", "2") for machine in (0, 1)]

@@ -319,7 +319,7 @@ def test_real_coco(tool, airm_weights, tmp_path, real_data):
         if annotation["iscrowd"]:
             continue
         mask = decode(to_rle(annotation["segmentation"], *sizes[annotation["image_id"]]))
-        coarse = encode(perturb_mask(mask, 0.85, np.random.default_rng(0)))
+        coarse = encode(perturb_mask(mask, 0.85, np.random.default_rng(0), "contour"))
         keys = {key: annotation[key] for key in ("image_id", "category_id")}
         results.append({**keys, "score": 0.5, "segmentation": coarse, "id": annotation["id"]})
     truth = write(tmp_path / "truth.json", content)

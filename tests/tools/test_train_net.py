@@ -2,10 +2,10 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -19,15 +19,13 @@ import yaml
 
 from airm import Refiner, add_airm_config
 from airm.data.synthetic_dataset import make_synthetic
-from patchdct import add_patchdct_config
+from patchdct import Trainer, add_patchdct_config
 from pixelmask.config import load_cfg
 from pixelmask.engine.trainer import log_scaled_schedule
 from pixelmask.errors import UserError
 from tests.support.training import AIRM, PATCHDCT, TinyModel, logged_by, metrics_of, run_train_net, same
 
 pytestmark = pytest.mark.usefixtures("data_root")
-
-TWO_PROCESSES = ["--standalone", "--nproc_per_node=2"]
 
 
 @pytest.fixture(params=[PATCHDCT, AIRM], ids=lambda model: model.name)
@@ -98,29 +96,23 @@ def test_evaluation_alone_is_digit_for_digit_that_of_training(model, trained, tm
     assert same(model.evaluate(tmp_path, trained / "model_final.pth"), metrics_of(trained))
 
 
-def test_two_processes_evaluate_like_one(model, trained, tmp_path):
-    opts = ["OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth"]
-    command = model.command(*opts, options=["--eval-only"], launcher=TWO_PROCESSES)
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "World size: 2" in result.stdout + result.stderr
-    assert same(metrics_of(tmp_path), metrics_of(trained))
-
-
-@pytest.mark.slow
-def test_two_processes_train(model, tmp_path):
-    command = model.command("OUTPUT_DIR", tmp_path, launcher=TWO_PROCESSES)
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert (tmp_path / "model_final.pth").is_file()
-
-
 def test_evaluation_and_pictures_in_between_change_nothing_of_a_training(model, trained, tmp_path):
     model.run("OUTPUT_DIR", tmp_path, "TEST.EVAL_PERIOD", "1", "VIS_PERIOD", "1")
     metric = "refinement/refined_IoU" if model is AIRM else "segm/AP"
     assert sum(metric in line for line in logged_by(tmp_path)) >= 2
     once, often = (load(folder / "model_final.pth")["model"] for folder in (trained, tmp_path))
     assert all(torch.equal(once[name], often[name]) for name in once)
+
+
+def test_without_a_seed_every_training_has_an_order_of_images_of_its_own():
+    cfg = load_cfg(PATCHDCT.config, [*PATCHDCT.opts, "SEED", "-1", "SOLVER.IMS_PER_BATCH", "8"])
+    Trainer.prepare_datasets(cfg, train=True)
+
+    def first_batch(seed: int) -> list[int]:
+        np.random.seed(seed)  # as Detectron2 does with a number of its own
+        return [sample["image_id"] for sample in next(iter(Trainer.build_train_loader(cfg)))]
+
+    assert first_batch(1) == first_batch(1) != first_batch(2)
 
 
 def test_a_checkpoint_alone_is_enough_to_refine(trained_airm, tmp_path):
@@ -143,12 +135,13 @@ def test_training_resumes(model, trained, tmp_path):
 
 def test_resume_after_kill_continues_from_the_last_checkpoint(tmp_path):
     opts = ["OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
-    process = subprocess.Popen(PATCHDCT.command(*opts), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = multiprocessing.get_context("fork").Process(target=PATCHDCT.run, args=opts)
+    process.start()
     deadline = time.time() + 300
     while not (tmp_path / "model_0000009.pth").exists() and time.time() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     last = (tmp_path / "last_checkpoint").read_text().strip()
     iteration = int(Path(last).stem.removeprefix("model_"))
     log = tmp_path / "log.txt"
@@ -265,6 +258,7 @@ def test_unreadable_image(tmp_path, fails, damage, workers):
     ("model", "opts", "parts"),
     [
         (PATCHDCT, ["DATASETS.TRAIN", "('coco_2017_train',)"], ["coco_2017_train", "DETECTRON2_DATASETS"]),
+        (PATCHDCT, ["DATASETS.TRAIN", "('lvis_v1_train',)"], ["lvis_v1_train.json", "DETECTRON2_DATASETS"]),
         (PATCHDCT, ["DATASETS.TRAIN", "('coco_2017_trian',)"], ["coco_2017_trian", "coco_2017_train"]),
         (PATCHDCT, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], ["MODEL.ROI_HEADS.NUM_CLASSES", "3", PATCHDCT.test_set]),
         (PATCHDCT, ["MODEL.ROI_MASK_HEAD.EVAL_GT", "True"], ["EVAL_GT"]),

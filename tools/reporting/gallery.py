@@ -22,16 +22,16 @@ WEBP_QUALITY = 78
 
 
 @dataclass(frozen=True)
-class LayerMask:
-    """A mask of an image as COCO RLE, with its class index and score, if any, and the number of its object.
+class Instance:
+    """A true or predicted mask as compressed RLE, with its class index and score, if any, and the number of its object.
 
     Masks of one object in different layers, such as a true mask and what was found of it, have one number.
     """
 
     rle: dict[str, Any]
-    object: int
     label: int | None = None
     score: float | None = None
+    object: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Picture:
 
     name: str
     file: str
-    layers: dict[str, list[LayerMask]]
+    layers: dict[str, list[Instance]]
     values: dict[str, list[float | None]]
     disagreements: dict[str, float | None]
     objects: list[dict[str, Any]] = field(default_factory=list)
@@ -151,7 +151,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any] | None:
     return {"box": [left, top, width, height], "runs": base64.b64encode(data.tobytes()).decode()}
 
 
-def _encode_part(mask: LayerMask, window: Window, size: tuple[int, int]) -> dict[str, Any] | None:
+def _encode_part(mask: Instance, window: Window, size: tuple[int, int]) -> dict[str, Any] | None:
     encoded = encode_mask(np.ascontiguousarray(resize(decode(mask.rle)[window], size)))
     if encoded is None:
         return None
@@ -159,6 +159,6 @@ def _encode_part(mask: LayerMask, window: Window, size: tuple[int, int]) -> dict
     return {**encoded, "object": mask.object, "label": mask.label, "score": score}
 
 
-def _union(masks: Iterable[LayerMask], height: int, width: int) -> np.ndarray:
+def _union(masks: Iterable[Instance], height: int, width: int) -> np.ndarray:
     rles = [mask.rle for mask in masks]
     return decode(mask_util.merge(rles)) if rles else np.zeros((height, width), bool)

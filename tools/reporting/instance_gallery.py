@@ -20,8 +20,8 @@ from pixelmask.evaluation.boundary import DILATION_RATIO
 from pixelmask.images import read_picture
 from pixelmask.rle import to_rle
 
-from .gallery import PatchGrid, Picture
-from .matching import Instance, compare
+from .gallery import Instance, PatchGrid, Picture
+from .matching import compare
 from .reported_runs import ReportedRun
 
 logger = logging.getLogger(__name__)

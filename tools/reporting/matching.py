@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pycocotools import mask as mask_util
@@ -11,16 +11,7 @@ from pixelmask.evaluation.boundary import DILATION_RATIO
 from pixelmask.evaluation.matching import boundary_overlaps, mask_overlaps
 from pixelmask.evaluation.matching import match as match_overlaps
 
-from .gallery import LayerMask, Picture
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A true or detected object: its mask as compressed RLE, its class index, and the score of a detection."""
-
-    rle: dict[str, Any]
-    label: int
-    score: float | None = None
+from .gallery import Instance, Picture
 
 
 def match(detections: Sequence[Instance], objects: Sequence[Instance]) -> list[int | None]:
@@ -100,12 +91,12 @@ def compare(
     """
     objects = find_objects(truth, runs)
     pairs = {f"{i}-{j}": (i, j) for i, j in itertools.combinations(range(len(runs)), 2)}
-    layers: dict[str, list[LayerMask]] = {"truth": [], **{f"run{i}": [] for i in range(len(runs))}}
+    layers: dict[str, list[Instance]] = {"truth": [], **{f"run{i}": [] for i in range(len(runs))}}
     entries: list[dict[str, Any]] = []
     for number, found in enumerate(objects):
         for key, instance in zip(layers, (found.truth, *found.detections), strict=True):
             if instance is not None:
-                layers[key].append(LayerMask(instance.rle, number, instance.label, instance.score))
+                layers[key].append(replace(instance, object=number))
         entries.append(
             {
                 "label": found.shape.label,

@@ -1,6 +1,7 @@
 """The tables of a report: what runs reached, beside what the paper prints."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -87,10 +88,11 @@ def paper_figures(run: ReportedRun, data_set: str) -> PaperFigures:
     """Return the papers' figures for the metrics of a run on a data set; {} for a config that is in no table.
 
     A run is known by its OUTPUT_DIR, in its config or as the folder is called now: one of the last parts is the name of
-    its config, as in output/NAME, and NAME/evaluation/SET of ``tools/reproduce.py``. Where tables print different
-    figures for the same, all are there, in the tables' order.
+    its config, as in output/NAME, and NAME/evaluation/SET or NAME_seed_2/evaluation/SET of ``tools/reproduce.py``.
+    Where tables print different figures for the same, all are there, in the tables' order.
     """
-    names = {*Path(run.cfg.OUTPUT_DIR).parts[-3:], *run.folder.resolve().parts[-3:]}
+    parts = (*Path(run.cfg.OUTPUT_DIR).parts[-3:], *run.folder.resolve().parts[-3:])
+    names = {re.sub(r"_seed_\d+$", "", part) for part in parts}
     figures: PaperFigures = {}
     for table in load_tables().tables.values():
         for row in table.rows:

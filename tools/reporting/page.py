@@ -1,12 +1,11 @@
-"""From finished runs to the HTML page: its fixed parts are in ``assets/``, its tables are written here.
+"""From finished runs to the HTML page: its template, style and script are in ``assets/``.
 
-All else is drawn by its script. The page carries a content security policy: only its own script and style, known by
+The script draws curves and gallery. The page carries a content security policy: only its own script and style, known by
 their hashes, and images within it.
 """
 
 import base64
 import hashlib
-import html
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jinja2  # torch has brought it
 from tqdm import tqdm
 
 from pixelmask.errors import UserError
@@ -105,56 +105,50 @@ def write_page(path: Path, content: Content, image_size: int) -> None:
     Raises:
         UserError: if an image cannot be read.
     """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["csp_hash"] = _hash
+    pieces = environment.get_template("page.html").generate(
+        title=f"{', '.join(run.name for run in content.runs)} on {content.data_set}",
+        style=(FOLDER / "page.css").read_text(encoding="utf-8"),
+        script="\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        runs=content.runs,
+        tables=content.tables,
+        data=_data(content, image_size),
+    )
     with whole_or_not_at_all(path) as partial, open(partial, "w", encoding="utf-8") as f:
-        f.writelines(_parts(content, image_size))
+        f.writelines(pieces)  # one by one: the page may be large
 
 
-def _parts(content: Content, image_size: int) -> Iterator[str]:
-    """Yield the page piece by piece: it may be large."""
-    template = (FOLDER / "page.html").read_text(encoding="utf-8")
-    before, after = template.split("{{data}}")
-    style = (FOLDER / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    title = f"{', '.join(run.name for run in content.runs)} on {content.data_set}"
-    texts = {
-        "title": html.escape(title),
-        "style": style,
-        "style_hash": _hash(style),
-        "script": script,
-        "script_hash": _hash(script),
-        "tables": "\n".join(map(_table_html, content.tables)),
-        "runs": "\n".join(f"<li>{html.escape(run.name)}: {html.escape(str(run.folder))}</li>" for run in content.runs),
-    }
-    yield _fill(before, texts)
+def _data(content: Content, image_size: int) -> Iterator[tuple[str, str]]:
+    """Yield the name and the JSON of each piece of data, those of pictures first."""
     summaries = []
     for i, picture in enumerate(content.pictures):
-        yield data_block(f"item-{i}", picture.views(image_size))
+        yield f"item-{i}", to_json(picture.views(image_size))
         summaries.append(picture.summary())
-    yield data_block(
-        "data",
-        {
-            "runs": [run.name for run in content.runs],
-            "isRefinement": content.runs[0].is_refinement,
-            "classes": content.class_names,
-            "measures": content.measures,
-            "curves": {
-                "loss": _curves(content.runs, lambda key: bool(LOSS.search(key)) or key == "lr"),
-                "accuracy": _curves(content.runs, lambda key: bool(ACCURACY.search(key))),
-            },
-            "items": summaries,
+    data = {
+        "runs": [run.name for run in content.runs],
+        "isRefinement": content.runs[0].is_refinement,
+        "classes": content.class_names,
+        "measures": content.measures,
+        "curves": {
+            "loss": _curves(content.runs, lambda key: bool(LOSS.search(key)) or key == "lr"),
+            "accuracy": _curves(content.runs, lambda key: bool(ACCURACY.search(key))),
         },
-    )
-    yield _fill(after, texts)
+        "items": summaries,
+    }
+    yield "data", to_json(data)
 
 
-def data_block(name: str, value: Any) -> str:
-    """Return a script element that holds a value as JSON; no text in it can end the element.
+def to_json(value: Any) -> str:
+    """Return a value as JSON in which no text can end the script element that it is in.
 
     Raises:
         ValueError: if the value has NaN or infinities, which JSON cannot tell.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return f'<script type="application/json" id="{name}">{text.replace("<", chr(92) + "u003c")}</script>\n'
+    return text.replace("<", "\\u003c")
 
 
 def _curves(runs: Sequence[ReportedRun], is_wanted: Any) -> dict[str, list[list[tuple[int, float]]]]:
@@ -166,29 +160,6 @@ def _curves(runs: Sequence[ReportedRun], is_wanted: Any) -> dict[str, list[list[
 def _rounded(value: float) -> float:
     """Keep six digits."""
     return float(f"{value:.6g}") if math.isfinite(value) else value
-
-
-def _table_html(table: Table) -> str:
-    caption = html.escape(table.caption)
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
-    rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(f"<td>{html.escape(cell)}</td>" for cell in cells)}</tr>'
-        for name, cells in table.rows
-    )
-    # A region that scrolls is in reach of the keyboard only with a tabindex
-    text = f"""<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table>
-<caption>{caption}</caption>
-<thead><tr><td></td>{head}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>"""
-    return f"<details><summary>{caption}</summary>\n{text}\n</details>" if table.is_detail else text
-
-
-def _fill(template: str, texts: dict[str, str]) -> str:
-    """Put texts at their {{name}}, in one pass: what looks like one within a text stays as it is."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: texts[found[1]], template)
 
 
 def _hash(text: str) -> str:

@@ -20,8 +20,8 @@ from pixelmask.checkpoint.checkpointer import load_trained
 from pixelmask.errors import UserError
 from pixelmask.rle import encode
 
-from .gallery import LayerMask, Picture
-from .matching import Instance, boundary_iou, disagreement
+from .gallery import Instance, Picture
+from .matching import boundary_iou, disagreement
 from .reported_runs import ReportedRun
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class RefinementGallery:
         return Picture(
             image_id,
             record["file_name"],
-            {key: [LayerMask(instance.rle, 0)] for key, instance in layers.items()},
+            {key: [instance] for key, instance in layers.items()},
             values,
             {f"{i}-{j}": disagreement(a, b) for (i, a), (j, b) in itertools.combinations(enumerate(refined), 2)},
         )
@@ -97,13 +97,13 @@ class RefinementGallery:
                 "Evaluate it again"
             )
         if stored is not None:
-            return Instance(stored[image_id], 0)
+            return Instance(stored[image_id])
         assert model is not None, "there is a model where nothing is stored"
         return _instance(model([sample])[0]["refined_mask"])
 
 
 def _instance(mask: torch.Tensor) -> Instance:
-    return Instance(encode(binarize(mask[0].float().cpu().numpy())), 0)
+    return Instance(encode(binarize(mask[0].float().cpu().numpy())))
 
 
 def _load_model(run: ReportedRun, cfg: Any) -> nn.Module:

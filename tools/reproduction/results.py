@@ -3,9 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from operator import eq
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from . import quick
@@ -16,14 +18,20 @@ from .tables import COST, UPPER_BOUND, Row, Table, Tables
 OTHERS = "not this project's"
 ABOUT = ("state", "commit", "schedule", "annotations", "device", "changes")
 FORMATS = ("markdown", "csv", "json")
+WITHIN = "(within the spread)"
+SPREAD = (
+    "Spread: the largest of the runs minus the smallest. A difference between rows is within the spread if it is not "
+    "larger than the larger of the two rows' spreads; then these runs do not tell which of the two is better."
+)
 
 
 @dataclass(frozen=True)
 class Result:
     """What there is of one row.
 
-    ``obtained`` has a figure or None for each column. ``commit``, ``schedule``, ``annotations``, ``device`` (of FPS and
-    seconds) and ``changes`` (how the run's config differs from the one at hand) are text, "" where nothing is known.
+    ``obtained`` has a figure or None for each column, of several runs their mean; ``runs`` has for each column the
+    figures of the runs it is a mean of. ``commit``, ``schedule``, ``annotations``, ``device`` (of FPS and seconds) and
+    ``changes`` (how the runs' config differs from the one at hand) are text, "" where nothing is known.
     """
 
     row: str
@@ -35,6 +43,12 @@ class Result:
     annotations: str = ""
     device: str = ""
     changes: str = ""
+    runs: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def repeats(self) -> int:
+        """The number of runs that the figures are of, as far as there are any."""
+        return max(map(len, self.runs), default=0)
 
 
 def results_of(table: Table, rows: Sequence[Row], session: Session) -> list[Result]:
@@ -45,50 +59,67 @@ def results_of(table: Table, rows: Sequence[Row], session: Session) -> list[Resu
 def _result(table: Table, row: Row, session: Session) -> Result:
     if not row.config:
         return Result(row.name, "", OTHERS, (None,) * len(table.columns))
-    run, test = session.run_of(row), session.test_of(row)
-    record = run.record()
-    schedule = record.get("training", {}).get("schedule")
-    evaluated = record.get("evaluations", {}).get(test, {}).get("annotations", {})
-    annotations = {**record.get("training", {}).get("annotations", {}), **evaluated}
+    runs, measured, test = session.runs_of(row), session.run_of(row), session.test_of(row)
+    records = [run.record() for run in runs]
+    training = [record.get("training", {}) for record in records]
+    schedules = [done["schedule"] for done in training if "schedule" in done]
+    evaluated = [record.get("evaluations", {}).get(test, {}).get("annotations", {}) for record in records]
+    versions = [done.get("annotations", {}) for done in training] + evaluated
+    figures = []
+    for column in table.columns:
+        values = [run.obtained(row, column, test) for run in ([measured] if column.source == COST else runs)]
+        figures.append(tuple(value for value in values if value is not None))
     return Result(
         row.name,
         row.config,
-        run.state(test),
-        tuple(run.obtained(row, column, test) for column in table.columns),
-        commit="; ".join(_commits(table, record, test)),
-        schedule=f"{schedule['iterations']} x {schedule['batch']}, lr {schedule['lr']:g}" if schedule else "",
-        annotations=", ".join(f"{name} {version}" for name, version in annotations.items()),
-        device=run.benchmark_device() if table.uses(COST, "fps", "seconds") else "",
-        changes="; ".join(run.differences()),
+        runs[0].state(test),
+        tuple(fmean(values) if values else None for values in figures),
+        commit="; ".join(_commits(table, records, measured.record(), test)),
+        schedule=_distinct(f"{s['iterations']} x {s['batch']}, lr {s['lr']:g}" for s in schedules),
+        annotations=_distinct(f"{name} {version}" for part in versions for name, version in part.items()),
+        device=measured.benchmark_device() if table.uses(COST, "fps", "seconds") else "",
+        changes="; ".join(runs[0].differences()),
+        runs=tuple(figures),
     )
 
 
-def _commits(table: Table, record: dict[str, Any], test: str) -> list[str]:
-    """The commit of each step; one alone if all have the same."""
-    training = ", ".join(str(commit) for commit in record.get("training", {}).get("commits", []))
-    steps = {"trained": training, "evaluated": record.get("evaluations", {}).get(test, {}).get("commit")}
+def _commits(table: Table, records: Sequence[dict[str, Any]], cost: dict[str, Any], test: str) -> list[str]:
+    """The commits of each step of some runs; one alone if all have the same. ``cost`` is the record of the costs."""
+    steps = {
+        "trained": [commit for record in records for commit in record.get("training", {}).get("commits", [])],
+        "evaluated": [record.get("evaluations", {}).get(test, {}).get("commit") for record in records],
+    }
     if table.uses(UPPER_BOUND):
-        steps["upper bound"] = record.get("upper_bound", {}).get(test)
+        steps["upper bound"] = [record.get("upper_bound", {}).get(test) for record in records]
     if table.uses(COST):
-        steps["cost"] = ", ".join(sorted(set(filter(None, record.get("cost", {}).values()))))
-    known = {step: commit for step, commit in steps.items() if commit}
+        steps["cost"] = sorted(filter(None, cost.get("cost", {}).values()))
+    known = {step: text for step, commits in steps.items() if (text := _distinct(map(str, filter(None, commits))))}
     if len(set(known.values())) == 1:
         return [next(iter(known.values()))]
-    return [f"{step} {commit}" for step, commit in known.items()]
+    return [f"{step} {text}" for step, text in known.items()]
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
 
 
 def overview(tables: Tables, session: Session) -> list[dict[str, Any]]:
-    """Return a dict for every row of every table: its config, the sets it needs, hours on a GPU (estimated), state."""
+    """Return a dict for every row of every table: config, sets it needs, hours on a GPU (estimated), state, runs."""
     lines: list[dict[str, Any]] = []
-    runs: dict[tuple[str, str], TableRun] = {}
+    runs: dict[tuple[str, ...], list[TableRun]] = {}
     for table in tables.tables.values():
         for row in table.rows:
-            about = {"table": table.name, "row": row.name, "labels": " | ".join(filter(None, row.labels))}
+            about: dict[str, Any] = {
+                "table": table.name,
+                "row": row.name,
+                "labels": " | ".join(filter(None, row.labels)),
+            }
             if not row.config:
-                lines.append({**about, "config": None, "needs": [], "gpu_hours": None, "state": OTHERS})
+                lines.append({**about, "config": None, "needs": [], "gpu_hours": None, "state": OTHERS, "runs": 0})
                 continue
-            run = runs.setdefault((row.config, row.starts_from), session.run_of(row))
             test = session.test_of(row)
+            found = runs.setdefault((row.config, row.starts_from, test), session.runs_of(row))
+            run, state = found[0], found[0].state(test)
             needs = [*run.cfg.DATASETS.TRAIN, test]
             if run.starts_from:
                 needs.append(f"trained {Path(row.starts_from).name}")
@@ -96,26 +127,54 @@ def overview(tables: Tables, session: Session) -> list[dict[str, Any]]:
                 needs += dict.fromkeys(column.added for column in table.columns if column.added)
             images = run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH
             hours = None if session.quick else images * tables.seconds_per_image(row.config) / 3600
-            state = run.state(test)
-            lines.append({**about, "config": row.config, "needs": needs, "gpu_hours": hours, "state": state})
+            about |= {"config": row.config, "needs": needs, "gpu_hours": hours, "state": state}
+            lines.append({**about, "runs": len(found) if state == "evaluated" else 0})
     return lines
 
 
 def as_dict(table: Table, rows: Sequence[Row], results: Sequence[Result], quick: bool) -> dict[str, Any]:
-    """Return everything that is known of a table as what JSON can hold."""
+    """Return everything that is known of a table as what JSON can hold.
+
+    A figure of several runs has these, and their spread. Where the row that this one is ``against`` has several, too,
+    ``gain`` is the mean here minus the mean there. It is ``within_spread`` if it is not larger than the larger of the
+    two rows' spreads: other seeds might have given the opposite.
+    """
     lines = []
-    for row, result in zip(rows, results, strict=True):
-        figures = {
-            column.name: {
-                "paper": None if paper is None else float(paper),
-                "obtained": obtained,
-                "difference": difference(paper, obtained, quick),
-            }
-            for column, paper, obtained in zip(table.columns, row.paper, result.obtained, strict=True)
-        }
-        about = {key: value for key, value in asdict(result).items() if key != "obtained"}
-        lines.append({**about, "labels": dict(zip(table.labels, row.labels, strict=True)), "figures": figures})
+    for number, (row, result) in enumerate(zip(rows, results, strict=True)):
+        other = _other(rows[:number], results, row) if result.repeats > 1 else None
+        figures = {}
+        for i, (column, paper, obtained) in enumerate(zip(table.columns, row.paper, result.obtained, strict=True)):
+            figure: dict[str, Any] = {"paper": None if paper is None else float(paper), "obtained": obtained}
+            figure["difference"] = difference(paper, obtained, quick)
+            figures[column.name] = figure | _repeats(result, other, i)
+        line = {key: value for key, value in asdict(result).items() if key not in ("obtained", "runs")}
+        line |= {"repeats": result.repeats} if result.repeats > 1 else {}
+        line |= {"against": other.row} if other else {}
+        lines.append({**line, "labels": dict(zip(table.labels, row.labels, strict=True)), "figures": figures})
     return {"table": table.name, "title": table.heading, "note": table.note, "quick": quick, "rows": lines}
+
+
+def _repeats(result: Result, other: Result | None, column: int) -> dict[str, Any]:
+    mine, theirs = (r.runs[column] if r and r.runs else () for r in (result, other))
+    if len(mine) < 2:
+        return {}
+    spread = max(mine) - min(mine)
+    figure: dict[str, Any] = {"runs": list(mine), "spread": spread}
+    if len(theirs) > 1:
+        gain = fmean(mine) - fmean(theirs)
+        figure |= {"gain": gain, "within_spread": abs(gain) <= max(spread, max(theirs) - min(theirs))}
+    return figure
+
+
+def _other(earlier: Sequence[Row], results: Sequence[Result], row: Row) -> Result | None:
+    """The result of the last earlier row of several runs of another model, of those with the most labels in common."""
+    found, most = None, 0
+    for other, result in zip(earlier, results, strict=False):
+        if result.repeats > 1 and other.config != row.config and other.test == row.test:
+            common = sum(map(eq, other.labels, row.labels))
+            if common >= most:
+                found, most = result, common
+    return found
 
 
 def difference(paper: str | None, obtained: float | None, quick: bool = False) -> float | None:
@@ -125,39 +184,51 @@ def difference(paper: str | None, obtained: float | None, quick: bool = False) -
 
 def render(table: Table, rows: Sequence[Row], results: Sequence[Result], form: str, is_quick: bool) -> str:
     """Return a table as text in one of FORMATS."""
+    content = as_dict(table, rows, results, is_quick)
     if form == "json":
-        return json.dumps(as_dict(table, rows, results, is_quick), indent=2) + "\n"
-    return (_csv if form == "csv" else _markdown)(table, rows, results, is_quick)
+        return json.dumps(content, indent=2) + "\n"
+    return (_csv if form == "csv" else _markdown)(table, rows, content)
 
 
-def _markdown(table: Table, rows: Sequence[Row], results: Sequence[Result], is_quick: bool) -> str:
+def _markdown(table: Table, rows: Sequence[Row], content: dict[str, Any]) -> str:
     lines = [f"## {table.heading}", ""]
-    lines += [f"**{quick.TITLE}**", ""] if is_quick else []
+    lines += [f"**{quick.TITLE}**", ""] if content["quick"] else []
     lines += [table.note, ""] if table.note else []
-    places = [table.decimals(i) for i in range(len(table.columns))]
-    body, about, others = [], [], []
-    for row, result in zip(rows, results, strict=True):
-        # The paper's figures as printed, the obtained with as many decimals
+    body: list[list[str]] = []
+    for row, line in zip(rows, content["rows"], strict=True):
         body.append([row.name, *row.labels, "paper", *(figure or "" for figure in row.paper)])
-        others += [row.name] if result.state == OTHERS else []
-        if not result.config:
-            continue
-        about.append((row.name, result))
-        blank = [""] * (1 + len(row.labels))
-        body.append([*blank, "obtained", *map(number_text, result.obtained, places)])
-        if not is_quick:
-            differences = map(difference, row.paper, result.obtained)
-            body.append(
-                [*blank, "difference", *(number_text(d, n, "+") for d, n in zip(differences, places, strict=True))]
-            )
+        body += [[*[""] * (1 + len(row.labels)), *cells] for cells in _obtained(table, line, content["quick"])]
     header = ["row", *table.labels, "", *(column.name for column in table.columns)]
     lines += markdown_table(header, body, right=len(table.columns))
-    keys = [key for key in ABOUT if any(getattr(result, key) for _, result in about)]
-    if about:
-        of_runs = [[name, result.config, *(getattr(result, key) for key in keys)] for name, result in about]
+    lines += ["", SPREAD] if any("repeats" in line for line in content["rows"]) else []
+    ours = [line for line in content["rows"] if line["config"]]
+    keys = [key for key in ABOUT if any(line[key] for line in ours)]
+    if ours:
+        of_runs = [[line["row"], line["config"], *(line[key] for key in keys)] for line in ours]
         lines += ["", *markdown_table(["row", "config", *keys], of_runs)]
+    others = [line["row"] for line in content["rows"] if line["state"] == OTHERS]
     lines += ["", f"{OTHERS.capitalize()}: {', '.join(others)}."] if others else []
     return "\n".join(lines) + "\n"
+
+
+def _obtained(table: Table, line: dict[str, Any], is_quick: bool) -> list[list[str]]:
+    """The lines below the paper's of one row: what each has, and the figures with as many decimals as printed."""
+    if not line["config"]:
+        return []
+    figures = line["figures"].values()
+
+    def cells(title: str, key: str, sign: str = "", more: int = 0) -> list[str]:
+        return [title, *(number_text(f.get(key), table.decimals(i) + more, sign) for i, f in enumerate(figures))]
+
+    repeats = line.get("repeats")
+    lines = [cells(f"mean of {repeats} runs" if repeats else "obtained", "obtained")]
+    lines += [] if is_quick else [cells("difference", "difference", "+")]
+    lines += [cells("spread", "spread", more=1)] if repeats else []
+    if "against" in line:
+        title, *gains = cells(f"against {line['against']}", "gain", "+", more=1)
+        notes = (WITHIN if figure.get("within_spread") else "" for figure in figures)
+        lines.append([title, *(" ".join(filter(None, pair)) for pair in zip(gains, notes, strict=True))])
+    return lines
 
 
 def number_text(value: float | None, decimals: int, sign: str = "") -> str:
@@ -168,19 +239,21 @@ def number_text(value: float | None, decimals: int, sign: str = "") -> str:
     return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
 
 
-def _csv(table: Table, rows: Sequence[Row], results: Sequence[Result], is_quick: bool) -> str:
+def _csv(table: Table, rows: Sequence[Row], content: dict[str, Any]) -> str:
     text = io.StringIO()
-    figures = [f"{column.name} {kind}" for column in table.columns for kind in ("paper", "obtained", "difference")]
-    about = ["config", *ABOUT, "data"]
+    repeated = any("repeats" in line for line in content["rows"])
+    kinds = ["obtained", "difference", *(["spread", "gain", "within_spread"] if repeated else [])]
+    figures = [f"{column.name} {kind}" for column in table.columns for kind in ("paper", *kinds)]
+    about = ["config", *ABOUT, *(["repeats", "against"] if repeated else [])]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "row", *table.labels, *figures, *about])
-    for row, result in zip(rows, results, strict=True):
-        cells = []
-        for paper, obtained in zip(row.paper, result.obtained, strict=True):
-            gap = difference(paper, obtained, is_quick)
-            cells += [paper or "", *("" if value is None else f"{value:.4f}" for value in (obtained, gap))]
-        tail = [*(getattr(result, key) for key in about[:-1]), "quick: not the paper's data" if is_quick else "paper's"]
-        writer.writerow([table.name, row.name, *row.labels, *cells, *tail])
+    writer.writerow(["table", "row", *table.labels, *figures, *about, "data"])
+    for row, line in zip(rows, content["rows"], strict=True):
+        cells: list[str] = []
+        for paper, figure in zip(row.paper, line["figures"].values(), strict=True):
+            values = (figure.get(kind) for kind in kinds)
+            cells += [paper or "", *(f"{value:.4f}" if isinstance(value, float) else value for value in values)]
+        data = "quick: not the paper's data" if content["quick"] else "paper's"
+        writer.writerow([table.name, row.name, *row.labels, *cells, *(line.get(key) for key in about), data])
     return text.getvalue()
 
 

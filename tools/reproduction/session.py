@@ -18,7 +18,7 @@ from train_net import trainer_of
 
 from . import quick
 from .provenance import ROOT, annotation_version, commit, file_version, hours_of, schedule_of
-from .table_runs import TableRun
+from .table_runs import STATES, TableRun
 from .tables import COST, UPPER_BOUND, Row, Table
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Session:
         quick: take small models and drawn data.
         overrides: KEY VALUE pairs that override every config.
         iterations: length of every training, its schedule in proportion; None leaves each as it is.
+        repeats: train each config with the seeds 1 to this; None trains it once, with the SEED that it has.
         num_gpus: for training and evaluation.
         run: what runs a command.
     """
@@ -54,47 +55,81 @@ class Session:
     quick: bool = False
     overrides: Sequence[str] = ()
     iterations: int | None = None
+    repeats: int | None = None
     num_gpus: int = 1
     run: Callable[[list[str]], None] = run_command
     _failed: dict[Path, str] = field(default_factory=dict, init=False)
 
-    def run_of(self, row: Row) -> TableRun:
-        """Return the run of one of our rows."""
-        run = self._run(row.config)
+    def __post_init__(self) -> None:
+        if self.repeats and "SEED" in self.overrides[::2]:
+            raise UserError("repeats have the seeds 1, 2, ...: leave out SEED, or --repeats")
+
+    def run_of(self, row: Row, seed: int | None = None) -> TableRun:
+        """Return the run of one of our rows, with another seed than its config's if one is given.
+
+        The run that it starts from has the same seed.
+        """
+        run = self._run(row.config, seed)
         if not row.starts_from:
             return run
-        base = self._run(row.starts_from)
+        base = self._run(row.starts_from, seed)
         return replace(run, cfg=changed(run.cfg, "MODEL.WEIGHTS", str(base.weights)), starts_from=base)
+
+    def runs_of(self, row: Row) -> list[TableRun]:
+        """Return the runs that a row's figures are of, one at least.
+
+        These are, of all that there are with any seed, those that are furthest, and of these the ones whose config has
+        changed least since.
+        """
+        first, test = self.run_of(row), self.test_of(row)
+        folders = first.folder.parent.glob(f"{first.folder.name}_seed_*")
+        seeds = sorted(int(seed) for folder in folders if (seed := folder.name.rpartition("_")[2]).isdecimal())
+        runs = [first, *(self.run_of(row, seed) for seed in seeds)]
+        furthest = max((run.state(test) for run in runs), key=STATES.index)
+        runs = [run for run in runs if run.state(test) == furthest]
+        if len(runs) == 1:
+            return runs
+        changes = [run.differences() for run in runs]
+        return [run for run, change in zip(runs, changes, strict=True) if change == min(changes, key=len)]
 
     def test_of(self, row: Row) -> str:
         """Return the set that a row is evaluated on."""
         return quick.test_set(row.test) if self.quick else row.test
 
-    def _run(self, config: str) -> TableRun:
+    def _run(self, config: str, seed: int | None) -> TableRun:
         folder = self.output / ("quick" if self.quick else "") / Path(config).name
         cfg = load_cfg(str(ROOT / "configs" / f"{config}.yaml"), self.overrides)
         if self.quick:
             cfg = changed(quick.overlay(cfg), *self.overrides)
+        if seed not in (None, cfg.SEED):
+            folder, cfg = folder.with_name(f"{folder.name}_seed_{seed}"), changed(cfg, "SEED", seed)
         schedule = _schedule(cfg.SOLVER, self.iterations) if self.iterations else ()
         return TableRun(folder, config, changed(cfg, "DATASETS.TEST", (), "OUTPUT_DIR", str(folder), *schedule))
 
     def make(self, table: Table, rows: Sequence[Row], parts: Collection[str] = PARTS) -> list[str]:
-        """Make what is missing of some rows of a table, and return what could not be made: "ROW, ROW: reason" each."""
+        """Make what is missing of some rows of a table, and return what could not be made: "ROW, ROW: reason" each.
+
+        Repeats of all rows with one seed come before those with the next.
+        """
         problems: dict[str, dict[str, None]] = {}
         for row in rows:
             if not row.config:
                 logger.info("%s %s is not this project's", table.name, row.name)
-                continue
-            for step in (self._measure, self._train_and_evaluate):
-                try:
-                    step(table, row, parts)
-                except UserError as e:
-                    logger.error("%s %s: %s", table.name, row.name, e)
-                    problems.setdefault(str(e), {})[row.name] = None
+        ours = [row for row in rows if row.config]
+        seeds = range(1, self.repeats + 1) if self.repeats else [None]
+        steps = [
+            (seed, row, step) for seed in seeds for row in ours for step in (self._measure, self._train_and_evaluate)
+        ]
+        for seed, row, step in steps:
+            try:
+                step(table, row, seed, parts)
+            except UserError as e:
+                logger.error("%s %s%s: %s", table.name, row.name, f", seed {seed}" if seed else "", e)
+                problems.setdefault(str(e), {})[row.name] = None
         return [f"{', '.join(names)}: {reason}" for reason, names in problems.items()]
 
-    def _measure(self, table: Table, row: Row, parts: Collection[str]) -> None:
-        run = self.run_of(row)
+    def _measure(self, table: Table, row: Row, seed: int | None, parts: Collection[str]) -> None:
+        run = self.run_of(row)  # costs are the same for every seed
         for tool, keys in (("analyze_model", ("gflops", "parameters")), ("benchmark", ("fps", "seconds"))):
             if "cost" in parts and table.uses(COST, *keys) and not run.cost(tool).is_file():
                 run.write_config()
@@ -113,8 +148,8 @@ class Session:
             return ["--parts", "refine", "--tile-sizes", "0", *(size or AIRM_SIZE), *timing]
         return ["--parts", "model", *DETECTOR_INPUT, *(size or ()), *timing]
 
-    def _train_and_evaluate(self, table: Table, row: Row, parts: Collection[str]) -> None:
-        run, test = self.run_of(row), self.test_of(row)
+    def _train_and_evaluate(self, table: Table, row: Row, seed: int | None, parts: Collection[str]) -> None:
+        run, test = self.run_of(row, seed), self.test_of(row)
         if "train" in parts:
             self.train(run)
         if "evaluate" in parts:

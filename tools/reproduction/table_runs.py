@@ -16,6 +16,7 @@ from .tables import COST, TRAINING, UPPER_BOUND, Column, Row
 # Keys that say where and how a run is computed, or what it is evaluated on, and not what is trained
 INDIFFERENT = ("OUTPUT_DIR", "DATASETS.TEST", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
 MAX_NAMED = 4
+STATES = ("absent", "interrupted", "trained", "evaluated")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class TableRun:
         return self.weights.is_file()
 
     def state(self, test: str) -> str:
-        """Return "evaluated" on a test set, "trained", "interrupted" or "absent"."""
+        """Return one of STATES; "evaluated" is on this test set."""
         if self.is_trained:
             return "evaluated" if self.evaluation(test).is_file() else "trained"
         return "interrupted" if (self.folder / "last_checkpoint").is_file() else "absent"

@@ -23,7 +23,8 @@ Every row of the tables of two papers, made by one command each: `python tools/r
 - AIRM: {airm}
 
 "Paper" is what the paper prints. "Obtained" is what a whole run with this code gave on the same data, and is empty
-where nobody has made one. Rows without a config are figures of other projects.
+where nobody has made one; of several runs with other seeds it is the mean, and their spread the largest minus the
+smallest. Rows without a config are figures of other projects.
 
 `python tools/reproduce.py list` adds the data that each row needs and the GPU hours to expect; `show TABLE` the commit,
 the schedule really run and the version of the annotations; `run TABLE --quick` runs the same rows with small models on
@@ -46,6 +47,9 @@ def collect(tables: Tables, session: Session, path: Path = OBTAINED) -> list[str
             figures = {name: f["obtained"] for name, f in line["figures"].items() if f["obtained"] is not None}
             if figures and line["state"] == "evaluated":
                 about = {key: line[key] for key in ABOUT[1:]}  # without the state
+                if "repeats" in line:
+                    spread = {name: f["spread"] for name, f in line["figures"].items() if "spread" in f}
+                    about |= {"repeats": line["repeats"], "spread": spread}
                 obtained.setdefault(table.name, {})[line["row"]] = {**about, "obtained": figures}
                 taken.append(f"{table.name} {line['row']}")
     write_json(path, obtained, indent=2)
@@ -74,7 +78,12 @@ def _lines(table: Table, row: Row, entry: dict[str, Any] | None) -> list[list[st
         return [[*row.labels, "not this project's", "paper", *paper, ""]]
     config = f"[{Path(row.config).name}](configs/{row.config}.yaml)"
     command = f"`python tools/reproduce.py run {table.name} --row {row.name}`"
-    figures = (entry or {"obtained": {}})["obtained"]
-    obtained = [number_text(figures.get(column.name), table.decimals(i)) for i, column in enumerate(table.columns)]
-    blank = [""] * (len(row.labels) + 1)
-    return [[*row.labels, config, "paper", *paper, command], [*blank, "obtained", *obtained, ""]]
+    entry = entry or {"obtained": {}}
+    kinds = [("obtained", entry["obtained"], 0)]
+    if repeats := entry.get("repeats"):
+        kinds = [(f"obtained, mean of {repeats}", entry["obtained"], 0), ("their spread", entry["spread"], 1)]
+    lines = [[*row.labels, config, "paper", *paper, command]]
+    for title, figures, more in kinds:
+        texts = [number_text(figures.get(c.name), table.decimals(i) + more) for i, c in enumerate(table.columns)]
+        lines.append([*[""] * (len(row.labels) + 1), title, *texts, ""])
+    return lines

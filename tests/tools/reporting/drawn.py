@@ -8,9 +8,9 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from pixelmask.config import get_cfg
-from reporting.gallery import PatchGrid, Picture
+from reporting.gallery import Instance, PatchGrid, Picture
 from reporting.instance_gallery import InstanceGallery
-from reporting.matching import Instance, compare
+from reporting.matching import compare
 from reporting.metric_tables import Table
 from reporting.page import Content, write_page
 from reporting.reported_runs import Curve, ReportedRun

@@ -7,7 +7,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from pixelmask.errors import UserError
-from reporting.gallery import LayerMask, PatchGrid, Picture, encode_mask
+from reporting.gallery import Instance, PatchGrid, Picture, encode_mask
 
 
 def decode(encoded: dict, shape: tuple[int, int]) -> np.ndarray:
@@ -31,8 +31,8 @@ def test_masks_survive_encoding():
     assert encode_mask(np.zeros((5, 6), bool)) is None
 
 
-def layer(mask: np.ndarray) -> list[LayerMask]:
-    return [LayerMask(mask_util.encode(np.asfortranarray(mask, dtype=np.uint8)), 0, 1, 0.87654)]
+def layer(mask: np.ndarray) -> list[Instance]:
+    return [Instance(mask_util.encode(np.asfortranarray(mask, dtype=np.uint8)), 1, 0.87654)]
 
 
 def picture_of(file: str, layers: dict) -> Picture:

@@ -10,7 +10,7 @@ from tests.tools.reporting.browser import drawn_card
 from tests.tools.reporting.test_report_command import blocks
 
 
-def test_the_truth_as_detections_is_without_fault(tmp_path, clean, real_data):
+def test_the_truth_as_detections_is_without_fault(real_data, tmp_path, clean):
     root = real_data / "coco"
     json_file = root / "annotations" / "instances_val2017.json"
     truth = COCO(str(json_file))

@@ -19,7 +19,8 @@ REFINEMENT = {"refinement": {"coarse_IoU": 80.0, "coarse_mBA": 50.0, "refined_Io
 class FakeTools:
     """Stands for :func:`reproduction.session.run_command`; ``calls`` has the tool and the arguments of each call.
 
-    A tool named in ``failing`` fails; a training named by ``interrupt`` leaves a checkpoint, and fails.
+    A tool named in ``failing`` fails; a training named by ``interrupt`` leaves a checkpoint, and fails. Mask AP is
+    higher by 0.5 with each further seed.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,8 @@ class FakeTools:
             folder = Path(args[args.index("OUTPUT_DIR") + 1])
             folder.mkdir(parents=True, exist_ok=True)
             results = REFINEMENT if cfg.MODEL.META_ARCHITECTURE == "AIRM" else COCO
+            if cfg.SEED > 1 and results is COCO:
+                results = {**COCO, "segm": {**COCO["segm"], "AP": COCO["segm"]["AP"] + (cfg.SEED - 1) / 2}}
             (folder / "evaluation.json").write_text(json.dumps(results))
             return
         folder = Path(cfg.OUTPUT_DIR)

@@ -58,6 +58,56 @@ def test_quick_tables_say_that_they_are_not_the_papers_data():
     assert json.loads(show("json", is_quick=True))["quick"] is True
 
 
+def repeated(row: str, *runs: float) -> Result:
+    """Runs of which only AP is known."""
+    mean = sum(runs) / len(runs)
+    return Result(row, f"c/{row}", "evaluated", (mean, None, None), runs=(runs, (), ()))
+
+
+def test_repeats_have_a_spread_and_rows_within_it_are_called_so():
+    rows = TABLE.select(["mask_rcnn", "dct_mask", "patchdct", "patchdct_from_coco"])
+    results = [
+        repeated("mask_rcnn", 33.0, 34.2, 33.6),
+        repeated("dct_mask", 36.0, 36.2),
+        repeated("patchdct", 36.4, 36.0, 36.2),
+        repeated("patchdct_from_coco", 38.0),
+    ]
+    text = render(TABLE, rows, results, "markdown", False)
+    table = [cells(line)[3:5] for line in text.splitlines() if line.startswith("| ")]
+    assert table[2:6] == [["paper", "33.7"], ["mean of 3 runs", "33.6"], ["difference", "-0.1"], ["spread", "1.20"]]
+    assert ["against mask_rcnn", "+2.50"] in table
+    assert ["against dct_mask", "+0.10 (within the spread)"] in table
+    assert table.count(["obtained", "38.0"]) == 1 and text.count("against") == 2
+    assert text.count("Spread: the largest of the runs minus the smallest.") == 1
+    first, _, third, single = json.loads(render(TABLE, rows, results, "json", False))["rows"]
+    assert first["repeats"] == 3 and first["figures"]["AP"]["runs"] == [33.0, 34.2, 33.6] and "against" not in first
+    assert (third["against"], third["figures"]["AP"]["within_spread"]) == ("dct_mask", True)
+    assert set(single["figures"]["AP"]) == {"paper", "obtained", "difference"} and "repeats" not in single
+    lines = list(csv.DictReader(io.StringIO(render(TABLE, rows, results, "csv", False))))
+    assert (lines[1]["AP spread"], lines[1]["AP gain"], lines[1]["AP within_spread"]) == ("0.2000", "2.5000", "False")
+    assert (lines[2]["repeats"], lines[2]["against"], lines[3]["AP spread"]) == ("3", "dct_mask", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "against"),
+    [
+        ("patchdct-2", "patchdct_R_50", "dct_mask_R_50"),
+        ("patchdct-2", "mask_rcnn_R_101", "mask_rcnn_R_50"),
+        ("patchdct-2", "dct_mask_R_101", "mask_rcnn_R_101"),
+        ("patchdct-9", "dim_9", "dim_6"),
+        ("airm-2", "R_101_no_affinity", "R_50_no_affinity"),
+        ("patchdct-1", "dct_300", None),  # another measure of the same model
+        ("airm-1", "big_pspnet", None),  # other images with the same model
+    ],
+)
+def test_a_row_is_set_against_the_nearest_before_it_that_is_most_like_it(name, row, against):
+    table = TABLES.table(name)
+    several = ((1.0, 1.5),) * len(table.columns)
+    results = [Result(r.name, r.config, "evaluated", (1.25,) * len(several), runs=several) for r in table.rows]
+    (line,) = [line for line in as_dict(table, table.rows, results, quick=False)["rows"] if line["row"] == row]
+    assert line.get("against") == against
+
+
 def test_csv_is_read_back():
     first, second = csv.DictReader(io.StringIO(show("csv")))
     assert (first["AP paper"], first["AP obtained"], first["AP difference"]) == ("33.7", "33.0400", "-0.6600")
@@ -139,4 +189,9 @@ def test_collected_results_are_in_the_model_zoo(tmp_path, monkeypatch):
     assert json.loads(path.read_text())["patchdct-3"]["mask_rcnn"]["obtained"] == {"AP": 33.04, "AP_B": 11.83}
     text = zoo.model_zoo(only, zoo.read_obtained(path))
     assert "| obtained | 33.0 |  | 11.8 |" in text
-    assert "| mask_rcnn | 0123abc | 24000 x 8, lr 0.01 |" in text
+    assert "| mask_rcnn | 0123abc | 24000 x 8, lr 0.01 |" in text and "spread |" not in text
+    several = replace(MASK_RCNN, runs=((33.04, 33.0), (), (11.83,)))
+    monkeypatch.setattr(zoo, "results_of", lambda table, rows, session: [several] + results(table, rows, session)[1:])
+    zoo.collect(only, Session(tmp_path), path)
+    text = zoo.model_zoo(only, zoo.read_obtained(path))
+    assert "| obtained, mean of 2 | 33.0 |  | 11.8 |" in text and "| their spread | 0.04 |  |  |" in text

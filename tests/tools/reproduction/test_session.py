@@ -1,6 +1,7 @@
 """What a session makes, what it leaves alone, and what it says about data that is missing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from airm.data.datasets import BUILT_IN as COARSE
 from airm.data.synthetic_dataset import make_synthetic, register_synthetic
 from patchdct.data.shapes_dataset import make_shapes, register_shapes
+from pixelmask.config import load_cfg
+from pixelmask.errors import UserError
 from reproduction.provenance import annotation_version
-from reproduction.results import results_of
+from reproduction.results import overview, results_of
 from reproduction.session import Session
 from reproduction.tables import load_tables
 from tests.tools.reproduction.fakes import FakeTools
@@ -134,6 +137,59 @@ def test_a_failure_is_not_repeated_for_rows_that_share_the_run(tmp_path, tools):
         "train_net.py ended with status 1"
     ]
     assert tools.names() == ["train"]
+
+
+def test_repeats_are_trained_once_and_shown_together(tmp_path, tools):
+    def shown() -> tuple:
+        (result,) = results_of(table, rows, session(tmp_path, tools))
+        return result.obtained[:2], result.runs[0], result.repeats
+
+    table, rows = TABLES.table("patchdct-5"), TABLES.table("patchdct-5").select(["binary_grid"])
+    make(session(tmp_path, tools), "patchdct-5", "binary_grid")
+    assert shown() == ((37.04, 24.0), (37.04,), 1)
+    assert make(session(tmp_path, tools, repeats=3), "patchdct-5", "binary_grid") == []
+    assert tools.names() == ["train", "evaluate"] * 3  # the quick run has seed 1
+    assert [load_cfg(args[1]).SEED for _, args in tools.calls[::2]] == [1, 2, 3]
+    assert shown() == ((pytest.approx(37.54), 24.0), (37.04, 37.54, 38.04), 3)
+    assert make(session(tmp_path, tools, repeats=2), "patchdct-5", "binary_grid") == []
+    assert len(tools.calls) == 6
+    tools.interrupt = True
+    make(session(tmp_path, tools, repeats=4), "patchdct-5", "binary_grid")
+    assert shown()[2] == 3  # the fourth is not evaluated
+    only = replace(TABLES, tables={"patchdct-5": replace(table, rows=tuple(rows))})
+    (line,) = overview(only, session(tmp_path, tools))
+    assert (line["state"], line["runs"]) == ("evaluated", 3)
+
+
+def test_repeats_go_through_all_rows_with_a_seed_before_the_next(tmp_path, tools):
+    assert make(session(tmp_path, tools, repeats=2), "patchdct-10", "stage_1", "stage_2") == []
+    folders = [Path(args[1]).parent.name for tool, args in tools.calls if "--resume" in args]
+    first, second = "patchdct_R_50_FPN_1x_coco", "patchdct_R_50_FPN_1x_2stage_coco"
+    assert folders == [first, second, f"{first}_seed_2", f"{second}_seed_2"]
+    assert tools.names().count("benchmark") == 2  # one for a row
+    (result, _) = results_of(
+        TABLES.table("patchdct-10"), TABLES.table("patchdct-10").rows[:2], session(tmp_path, tools)
+    )
+    assert [len(runs) for runs in result.runs] == [2, 2, 2, 0, 2, 0, 1, 1]
+
+
+def test_a_repeat_starts_from_the_repeat_of_the_same_seed(tmp_path, tools):
+    assert make(session(tmp_path, tools, repeats=2), "patchdct-3", "mask_rcnn_from_coco") == []
+    assert tools.names() == ["train", "train", "evaluate"] * 2
+    cfg = load_cfg(tools.calls[4][1][1])
+    assert cfg.SEED == 2 and cfg.MODEL.WEIGHTS.endswith("/mask_rcnn_R_50_FPN_1x_coco_seed_2/model_final.pth")
+
+
+def test_runs_of_another_config_are_not_in_the_mean(tmp_path, tools):
+    table, rows = TABLES.table("patchdct-6"), TABLES.table("patchdct-6").select(["two_class"])
+    make(session(tmp_path, tools, "SOLVER.BASE_LR", "0.5", repeats=2), "patchdct-6", "two_class")
+    (result,) = results_of(table, rows, session(tmp_path, tools))
+    assert result.repeats == 2 and result.changes == "SOLVER.BASE_LR 0.5, now 0.002"
+    make(session(tmp_path, tools, repeats=3), "patchdct-6", "two_class")
+    (result,) = results_of(table, rows, session(tmp_path, tools))
+    assert result.runs[0] == (38.04,) and not result.changes
+    with pytest.raises(UserError, match="leave out SEED, or --repeats"):
+        session(tmp_path, tools, "SEED", "7", repeats=2)
 
 
 def test_changes_of_a_config(tmp_path, tools):
