@@ -61,10 +61,13 @@ class Block:
 def adapt(command: str) -> str:
     """Return a command as it can be run here; all that is ever changed in one.
 
-    There is no GPU. Iterations are in the configs, which are small here, unless a command has a number of its own.
+    There is no GPU. Iterations are in the configs, which are small here, unless a command has a number of its own;
+    likewise sizes, of which a quarter is taken, and how often something is repeated.
     """
     command = re.sub(r" --num-gpus \d+", "", command)
-    return re.sub(r" --iterations \d+", " --iterations 2", command)
+    command = re.sub(r" --(iterations|repeats) (?!1\b)\d+", r" --\1 2", command)
+    command = re.sub(r" --instances \d+", " --instances 10", command)
+    return re.sub(r" --size (\d+) (\d+)", lambda size: f" --size {int(size[1]) // 4} {int(size[2]) // 4}", command)
 
 
 def _logical_lines(code: str) -> list[str]:

@@ -137,7 +137,7 @@ class Sandbox:
 def fill(folder: Path) -> None:
     """Make what commands may rely on: the repository's files, small configs, drawn data, models of two iterations."""
     from tests.docs.data import write_all
-    from tests.docs.shrink import shrink_configs, shrink_quick
+    from tests.docs.shrink import shrink_configs, shrink_tools
 
     ignored = shutil.ignore_patterns("__pycache__", "*.jpg")
     for name in COPIED.split():
@@ -147,7 +147,7 @@ def fill(folder: Path) -> None:
     for script in (ROOT / "datasets").glob("*.py"):
         shutil.copy(script, folder / "datasets")
     shrink_configs(ROOT / "configs", folder / "configs")
-    shrink_quick(folder / "tools" / "reproduction" / "quick.yaml")
+    shrink_tools(folder / "tools")
     write_all(folder)
     environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}"}
     for command in (

@@ -1,4 +1,4 @@
-"""Small copies of the configs: the same models in kind, trained for two iterations on tiny images."""
+"""Small copies of the configs: the same models in kind, trained for two iterations on tiny images. Likewise tools."""
 
 import re
 from pathlib import Path
@@ -42,12 +42,37 @@ AIRM = {
         },
     },
     "INPUT": {"REFINEMENT": {"CROP_SIZE": 64}},
-    "SOLVER": {"IMS_PER_BATCH": 12},
+    "SOLVER": {"IMS_PER_BATCH": 4},
 }
 BOTH = {
     "SOLVER": {"MAX_ITER": 2, "STEPS": [], "WARMUP_ITERS": 0, "CHECKPOINT_PERIOD": 100},
     "DATALOADER": {"NUM_WORKERS": 0},
 }
+
+# Defaults of the tools that measure, by file; what a command says itself, `blocks.adapt` reduces
+MEASURED = {
+    "analyze_model.py": {"default=[1706, 2560]": "default=[426, 640]"},
+    "benchmark.py": {
+        "default=[800, 1333]": "default=[200, 333]",
+        "default=[20, 100]": "default=[2, 10]",
+        "default=10, ": "default=2, ",
+    },
+    "reproduction/session.py": {
+        '"800", "1333", "--instances", "20"': '"200", "333", "--instances", "2"',
+        '"1706", "2560"': '"426", "640"',
+    },
+}
+
+
+def shrink_tools(folder: Path) -> None:
+    """Shrink what the tools of a folder measure by default, and `reproduction/quick.yaml`."""
+    for name, replaced in MEASURED.items():
+        text = (folder / name).read_text(encoding="utf-8")
+        for old, new in replaced.items():
+            assert old in text, f"{name} has no {old} any more"
+            text = text.replace(old, new)
+        (folder / name).write_text(text, encoding="utf-8")
+    _shrink_quick(folder / "reproduction" / "quick.yaml")
 
 
 def shrink_configs(source: Path, target: Path) -> None:
@@ -63,8 +88,7 @@ def shrink_configs(source: Path, target: Path) -> None:
         copy.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def shrink_quick(path: Path) -> None:
-    """Shrink `tools/reproduction/quick.yaml`, whose models are small already."""
+def _shrink_quick(path: Path) -> None:
     content = yaml.safe_load(_small_sets(path.read_text(encoding="utf-8")))
     for overlay in content["overlays"].values():
         _pin(overlay, {"SOLVER": {"MAX_ITER": 2, "WARMUP_ITERS": 0, "CHECKPOINT_PERIOD": 100}}, everything=False)

@@ -55,7 +55,8 @@ def test_what_is_executed_of_a_block():
     assert first.commands() == ["make test", "python a.py --num-gpus 8 --row b"]
     assert first.to_run() == "# said\npython a.py \\\n  --row b\n"
     assert second.to_run() == ""
-    assert adapt("run --iterations 300 --output x") == "run --iterations 2 --output x"
+    assert adapt("run --iterations 300 --repeats 1 --output x") == "run --iterations 2 --repeats 1 --output x"
+    assert adapt("run --repeats 10 --size 400 800 --instances 20") == "run --repeats 2 --size 100 200 --instances 10"
 
 
 @pytest.mark.parametrize("page", pages())
