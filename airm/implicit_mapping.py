@@ -46,7 +46,8 @@ class SIRMF(nn.Module):
 
     def __init__(self, in_channels: int, hidden_features: Sequence[int]):
         super().__init__()
-        layers = [nn.Linear(i, o) for o, i in layer_shapes(in_channels, hidden_features)]
+        self.shapes = layer_shapes(in_channels, hidden_features)
+        layers = [nn.Linear(i, o) for o, i in self.shapes]
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)

@@ -77,7 +77,8 @@ def test_spent_is_what_torch_itself_counts(head, options):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*network.example_inputs(1))
     # torch counts a multiply-add as two
-    assert mask_branch_cost(model).spent == counter.get_total_flops() / 2
+    assert mask_branch_cost(model.train()).spent == counter.get_total_flops() / 2
+    assert all(m.training for m in model.modules())  # the caller's model is left as it is
 
 
 def test_class_agnostic_costs_the_same_in_both_counts():
