@@ -1,6 +1,7 @@
 """AIRM: coarse masks refined at the image's own resolution (Zhao et al., 2024), as an extension of Detectron2."""
 
 from .backbone.plain_cnn import PlainCNN
+from .backbone.resnet import DilatedResNet
 from .config import add_airm_config
 from .instances import InstanceRefiner, RefinedPredictor
 from .meta_arch import AIRM
@@ -9,6 +10,7 @@ from .trainer import RefinementTrainer
 
 __all__ = [
     "AIRM",
+    "DilatedResNet",
     "InstanceRefiner",
     "PlainCNN",
     "RefinedPredictor",

@@ -11,7 +11,7 @@ Letters: B images of one size with a mask each, (H, W) their pixels, (h, w) thos
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ ALIGNMENT = 16
 """Sides of an encoder input are multiples of this, the stride of its last stage, so that features keep their places."""
 SMALLEST_SIDE = 32
 
-Network = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-"""As :meth:`AIRM.step`: images, masks, rows, columns and chunk to (B, 1, R, C) probabilities."""
+Network = Callable[..., Tensor]
+"""As :meth:`AIRM.step`: images, masks, rows, columns, chunk and, where tiles share it, the mapping to probabilities."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,11 @@ class GridAxis(NamedTuple):
 
     def reflect(self, device: torch.device) -> Tensor:
         """(padded,) indices into the ``size`` pixels that put the reflected border around them."""
-        border = (self.before, self.padded - self.size - self.before)
-        return torch.from_numpy(np.pad(np.arange(self.size), border, mode="reflect")).to(device)
+        last = self.size - 1
+        steps = torch.arange(-self.before, self.padded - self.before, device=device).abs() % max(2 * last, 1)
+        return torch.minimum(steps, 2 * last - steps)
 
-    def position(self, pixels: Tensor) -> Tensor:
+    def position(self, pixels: np.ndarray) -> np.ndarray:
         """Return where the centres of pixels of the full resolution lie, in pixels of the padded grid."""
         return (pixels + 0.5) * (self.size / self.full) + self.before
 
@@ -112,16 +113,15 @@ def split_axis(n: int, tile_size: int, halo: int) -> list[Span]:
     return [Span(start, start + tile_size, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 
 
-def resize_reads(n_in: int, n_out: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def resize_reads(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what ``interpolate(mode="bilinear", align_corners=False)`` reads to make n_out pixels of n_in.
 
     Returns:
         (2, n_out) int64, the two pixels that each is made of, and (n_out,) the share of the second.
     """
-    position = (torch.arange(n_out, device=device, dtype=torch.float64) + 0.5) * (n_in / n_out) - 0.5
-    position = position.clamp(0, n_in - 1)
-    before = position.floor()
-    return torch.stack([before, (before + 1).clamp(max=n_in - 1)]).long(), (position - before).float()
+    position = ((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5).clip(0, n_in - 1)
+    before = position.astype(np.int64)
+    return np.stack([before, (before + 1).clip(max=n_in - 1)]), position - before
 
 
 class _Answer(NamedTuple):
@@ -142,34 +142,61 @@ class _Answer(NamedTuple):
         return torch.lerp(first, second, self.share[:, None] if dim == 2 else self.share)
 
 
-class _TargetAxis:
-    """The pixels of the next ratio's mask along one axis."""
+def _plan_axis(grid: GridAxis, n: int, spans: Sequence[Span]) -> list[_Answer]:
+    """Plan what each span of a padded grid has to say of the n pixels of the next ratio's mask along its axis."""
+    reads, share = resize_reads(grid.full, n)
+    # Their centres in pixels of this ratio's padded grid, ascending
+    positions = grid.position((np.arange(n) + 0.5) * (grid.full / n) - 0.5)
+    answers = []
+    for span in spans:
+        low, high = np.searchsorted(positions, (span.low, span.high))
+        pixels, inverse = np.unique(reads[:, low:high], return_inverse=True)
+        queries = 2 * (grid.position(pixels) - span.start) / (span.stop - span.start) - 1
+        parts = (torch.from_numpy(x) for x in (queries, inverse.reshape(2, -1), share[low:high]))
+        answers.append(_Answer(slice(int(low), int(high)), *parts))
+    return answers
 
-    def __init__(self, grid: GridAxis, n: int, device: torch.device):
-        self.grid = grid
-        self.reads, self.share = resize_reads(grid.full, n, device)
-        # Their centres in pixels of this ratio's padded grid, ascending
-        self.positions = grid.position((torch.arange(n, device=device) + 0.5) * (grid.full / n) - 0.5)
 
-    def within(self, span: Span) -> _Answer:
-        low, high = torch.searchsorted(self.positions, self.positions.new_tensor([span.low, span.high])).tolist()
-        pixels, reads = self.reads[:, low:high].unique(return_inverse=True)
-        queries = 2 * (self.grid.position(pixels) - span.start) / (span.stop - span.start) - 1
-        return _Answer(slice(low, high), queries, reads, self.share[low:high])
+def _plan(
+    tiles: Sequence[Tile], grid: Sequence[GridAxis], size: Sequence[int], device: torch.device
+) -> list[tuple[Tile, _Answer, _Answer]]:
+    """Plan what tiles have to say of the next ratio's mask, of ``size``, and leave out those that have nothing to say.
+
+    All of it is made on the host and sent in one transfer as float32, since each transfer waits for the device.
+    """
+    spans = [list(dict.fromkeys(of_axis)) for of_axis in zip(*tiles, strict=True)]
+    plans = [_plan_axis(axis, n, of_axis) for axis, n, of_axis in zip(grid, size, spans, strict=True)]
+    parts = [part for plan in plans for answer in plan for part in answer[1:]]
+    flat = torch.cat([part.flatten().float() for part in parts]).to(device)
+    sent = iter(flat.split([part.numel() for part in parts]))
+    rows, cols = (
+        {span: _Answer(answer.chosen, next(sent), next(sent).long().view(2, -1), next(sent)) for span, answer in pairs}
+        for pairs in (list(zip(of_axis, plan, strict=True)) for of_axis, plan in zip(spans, plans, strict=True))
+    )
+    planned = [(tile, rows[tile.rows], cols[tile.cols]) for tile in tiles]
+    return [(tile, y, x) for tile, y, x in planned if len(y.queries) and len(x.queries)]
 
 
 class CoarseToFine:
     """Refines masks of images of one size; what masks of the same images share, the resized images, is made once."""
 
-    def __init__(self, step: Network, images: Tensor, settings: Settings, progress: bool = False):
+    def __init__(
+        self,
+        step: Network,
+        images: Tensor,
+        settings: Settings,
+        progress: bool = False,
+        predict: Callable[[Tensor, Tensor], Any] | None = None,
+    ):
         """
         Args:
             step: the network.
             images: (B, 3, H, W) as the network takes them, of any size from 1 x 1 up.
             settings: see there.
             progress: whether to show a progress bar of the tiles.
+            predict: from images and masks to what the tiles of a ratio have in common, see :meth:`AIRM.predict`.
         """
-        self.step, self.settings, self.progress = step, settings, progress
+        self.step, self.settings, self.progress, self.predict = step, settings, progress, predict
         longer = max(images.shape[2:])
         ratios = settings.ratios
         used = [r for r in ratios[:-1] if longer * r >= settings.min_size_test] + list(ratios[-1:])
@@ -214,24 +241,37 @@ class CoarseToFine:
         last = level + 1 == len(self.grids)
         size = [axis.full for axis in grid] if last else [axis.size for axis in self.grids[level + 1]]
         images, padded = (_pad(x, grid) for x in (self.images[level], masks))
-        targets = [_TargetAxis(axis, n, masks.device) for axis, n in zip(grid, size, strict=True)]
         # What no tile answers keeps the coarser mask
         result = F.interpolate(masks, tuple(size), mode="bilinear", align_corners=False)
-        tiles, encoded = self.tiles(level), []
+        tiles = self.tiles(level)
+        encoded = self._undecided(tiles, padded) if level > 0 and len(tiles) > 1 else tiles
+        planned = _plan(encoded, grid, size, masks.device) if encoded else []
+        shared = self._predict(images, padded) if planned and len(tiles) > 1 else ()
         chunk = max(1, self.settings.query_chunk // len(masks))
-        for tile in tqdm(tiles, desc=f"ratio {level + 1} of {len(self.grids)}", disable=not self.progress):
-            if level > 0 and len(tiles) > 1 and not self._is_undecided(tile.of(padded)):
-                continue
-            rows, cols = (target.within(span) for target, span in zip(targets, tile, strict=True))
-            if len(rows.queries) and len(cols.queries):
-                answer = self.step(tile.of(images), tile.of(padded), rows.queries, cols.queries, chunk)
-                result[..., rows.chosen, cols.chosen] = cols.merge(rows.merge(answer, 2), 3)
-                encoded.append(tile)
-        return result, encoded
+        title = f"ratio {level + 1} of {len(self.grids)}"
+        for tile, rows, cols in tqdm(planned, desc=title, disable=not self.progress):
+            answer = self.step(tile.of(images), tile.of(padded), rows.queries, cols.queries, chunk, *shared)
+            result[..., rows.chosen, cols.chosen] = cols.merge(rows.merge(answer, 2), 3)
+        return result, [tile for tile, *_ in planned]
 
-    def _is_undecided(self, mask: Tensor) -> bool:
-        low, high = mask.min().item(), mask.max().item()
-        return bool(((mask > self.settings.undecided) & (mask < 1 - self.settings.undecided)).any()) or low < 0.5 < high
+    def _undecided(self, tiles: Sequence[Tile], masks: Tensor) -> list[Tile]:
+        """Return the tiles in which (B, 1, padded h, padded w) masks are undecided; waits for the device once."""
+        undecided = []
+        for tile in tiles:
+            mask = tile.of(masks)
+            low, high = mask.aminmax()
+            between = (mask > self.settings.undecided) & (mask < 1 - self.settings.undecided)
+            undecided.append(between.any() | (low < 0.5) & (high > 0.5))
+        return list(itertools.compress(tiles, torch.stack(undecided).tolist()))
+
+    def _predict(self, images: Tensor, masks: Tensor) -> tuple[Any, ...]:
+        """Predict the mapping that the tiles share from the whole of the padded inputs, shrunk to the size of a tile."""
+        if self.predict is None:
+            return ()
+        scale = self.settings.tile_size / max(images.shape[2:])
+        size = [max(round(n * scale / ALIGNMENT) * ALIGNMENT, SMALLEST_SIDE) for n in images.shape[2:]]
+        shrunk = (F.interpolate(x, size, mode="bilinear", antialias=True) for x in (images, masks))
+        return (self.predict(*shrunk),)
 
 
 def _resize(x: Tensor, grid: Sequence[GridAxis]) -> Tensor:

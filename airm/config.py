@@ -34,6 +34,10 @@ def add_airm_config(cfg: CfgNode) -> None:
     # Stages of the backbone that make up feature F, finest first, and the channels that each gives
     airm.IN_FEATURES = ["mit1", "mit2", "mit3", "mit4"]
     airm.STAGE_CHANNELS = 64
+    # The same where they differ, one for each stage; []: STAGE_CHANNELS for all
+    airm.STAGE_WIDTHS = []
+    # Whether a 3 x 3 convolution follows where the stages are joined
+    airm.FUSION = False
     airm.NORM = "BN"
     # "AIRMF", whose weights a hypernetwork predicts, or "SIRMF", whose weights are shared by all samples
     airm.MAPPING = "AIRMF"

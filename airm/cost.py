@@ -6,15 +6,17 @@ and resizing do not. The network runs on meta tensors, which have a shape and no
 
 import copy
 import functools
+import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .coarse_to_fine import CoarseToFine, Network, Settings, Tile
+from .coarse_to_fine import CoarseToFine, Settings, Tile
+from .implicit_mapping import AIRMF, MappingParameters
 from .meta_arch import AIRM
 
 
@@ -44,15 +46,15 @@ class DrawnMaskPass(CoarseToFine):
     everywhere; with a drawn mask in its place only tiles are encoded that its boundary crosses.
     """
 
-    def __init__(self, step: Network, images: Tensor, settings: Settings):
-        super().__init__(step, images, settings)
+    def __init__(self, *args: Any):
+        super().__init__(*args)
         self.counts: list[tuple[int, int]] = []
         """(encoded, all) tiles of each ratio."""
 
     @classmethod
     def of(cls, model: AIRM, image: Tensor) -> "DrawnMaskPass":
         """Return what a model would refine the masks of a (3, H, W) RGB image in [0, 255] with."""
-        return cls(model.step, model.normalise(image)[None], model.settings)
+        return model.coarse_to_fine(model.normalise(image)[None], kind=cls)
 
     def refine(self, masks: Tensor) -> Tensor:
         self._drawn = masks
@@ -74,52 +76,87 @@ def draw_mask(height: int, width: int) -> Tensor:
     return ((y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2).float()[None, None]
 
 
-def pass_cost(model: AIRM, size: tuple[int, int], tile_size: int, mask: Tensor | None = None) -> PassCost:
+def pass_cost(
+    model: AIRM,
+    size: tuple[int, int],
+    tile_size: int | None = None,
+    mask: Tensor | None = None,
+    settings: Settings | None = None,
+) -> PassCost:
     """Count the multiply-adds with which a model refines one mask of one image.
 
     Args:
         model: is left as it is.
         size: height and width of the image in pixels.
-        tile_size: as MODEL.AIRM.TILE_SIZE, 0 for the whole image.
+        tile_size: 0 for the whole image; by default as the settings have it.
         mask: (1, 1, height, width), decides which tiles are encoded; else that of :func:`draw_mask`.
+        settings: by default the model's.
     """
     # Parameters that SIRMF hands through would ask the counter for gradients
     network: AIRM = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-    encode = functools.cache(functools.partial(_count_encoding, network))
-    query = functools.cache(functools.partial(_count_query, network))
+    encode = functools.cache(functools.partial(_encode, network))
+
+    @functools.cache
+    def count_queries(num_rows: int, num_cols: int, *size: int) -> int:
+        rows, cols = (torch.empty(n, device="meta") for n in (num_rows, num_cols))
+        with FlopCounterMode(display=False) as counter:
+            network.query(encode(*size).features, rows, cols, None, encode(*size).parameters)
+        return counter.get_total_flops() // 2
+
     costs = []
 
-    def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
-        encoding, features = encode(*images.shape[2:])
-        costs.append((*encoding, *query(features, len(rows), len(cols))))
+    def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int, *shared: None) -> Tensor:
+        encoded = encode(*images.shape[2:])
+        queries = count_queries(len(rows), len(cols), *images.shape[2:])
+        costs.append((encoded.attention, encoded.encoder, 0 if shared else encoded.hypernetwork, queries))
         return masks.new_zeros(1, 1, 1, 1).expand(1, 1, len(rows), len(cols))
 
+    def predict(images: Tensor, masks: Tensor) -> None:
+        encoded = encode(*images.shape[2:])
+        costs.append((encoded.attention, encoded.encoder, encoded.hypernetwork, 0))
+
     # One channel: the image's values are never looked at
-    drawn = DrawnMaskPass(step, torch.zeros(1, 1, *size), replace(model.settings, tile_size=tile_size))
+    settings = settings or model.settings
+    settings = settings if tile_size is None else replace(settings, tile_size=tile_size)
+    adaptive = predict if isinstance(model.mapping, AIRMF) else None
+    drawn = DrawnMaskPass(step, torch.zeros(1, 1, *size), settings, False, adaptive)
     drawn.refine(draw_mask(*size) if mask is None else mask)
     attention, encoder, hypernetwork, query = (sum(part) for part in zip((0, 0, 0, 0), *costs, strict=True))
     return PassCost(attention, encoder, hypernetwork, query, drawn.counts)
 
 
+def single_pass_cost(model: AIRM, size: tuple[int, int]) -> int:
+    """Count one pass at the image's own resolution, without border, with the mapping evaluated as Eq. 2 and 5 have it.
+
+    That is at each pixel for each of its four neighbours, all features included: the nearest to the R50 of Table 4.
+    """
+    mapping: Any = model.mapping
+    cost = pass_cost(model, size, settings=replace(model.settings, ratios=(1.0,), padding=0, tile_size=0))
+    return cost.total - cost.query + 4 * math.prod(size) * sum(o * i for o, i in mapping.shapes)
+
+
 def num_parameters(model: nn.Module) -> int:
-    """Return how many numbers a model learns."""
-    return sum(p.numel() for p in model.parameters())
+    """Return how many numbers a model learns; of an AIRM without those of the affinity, which only training has."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("encoder.affinity."))
 
 
-def _count_encoding(model: AIRM, height: int, width: int) -> tuple[tuple[int, int], Tensor]:
-    """Return what a model on meta tensors spends on attention and on the rest of its encoder, and F."""
+class _Encoded(NamedTuple):
+    """What a model makes of an image on meta tensors, and the first fields of PassCost."""
+
+    attention: int
+    encoder: int
+    hypernetwork: int
+    features: Tensor
+    parameters: MappingParameters
+
+
+def _encode(model: AIRM, height: int, width: int) -> _Encoded:
     with FlopCounterMode(display=False) as counter:
         features = model.encoder(torch.empty(1, 4, height, width, device="meta"))
+        encoding = counter.get_total_flops()
+        parameters = model.mapping(features)
     # Nothing else in an encoder multiplies two activations; layers are convolutions, mm and addmm
     flops = counter.get_flop_counts().get(type(model.encoder).__name__, {})
     attention = sum(n for op, n in flops.items() if "bmm" in str(op) or "attention" in str(op))
-    return (attention // 2, (counter.get_total_flops() - attention) // 2), features
-
-
-def _count_query(model: AIRM, features: Tensor, num_rows: int, num_cols: int) -> tuple[int, int]:
-    """Return what predicting the mapping of F costs, and what asking it does."""
-    rows, cols = (torch.empty(n, device="meta") for n in (num_rows, num_cols))
-    with FlopCounterMode(display=False) as counter:
-        model.query(features, rows, cols)
-    hypernetwork = sum(counter.get_flop_counts().get(type(model.mapping).__name__, {}).values())
-    return hypernetwork // 2, (counter.get_total_flops() - hypernetwork) // 2
+    hypernetwork = counter.get_total_flops() - encoding
+    return _Encoded(attention // 2, (encoding - attention) // 2, hypernetwork // 2, features, parameters)

@@ -9,6 +9,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelmask.errors import UserError
+
 from .affinity import AttentionAffinity, FeatureAffinity, LogAffinity
 from .backbone.mix_transformer import MixTransformer
 
@@ -24,7 +26,8 @@ class AffinityEmpoweredEncoder(nn.Module):
         *,
         backbone: Backbone,
         in_features: Sequence[str],
-        stage_channels: int,
+        stage_channels: Sequence[int],
+        fusion: bool = False,
         norm: str = "BN",
         affinity: bool = True,
     ):
@@ -33,40 +36,40 @@ class AffinityEmpoweredEncoder(nn.Module):
             backbone: takes 4 channels.
             in_features: its stages that make up F, the finest first.
             stage_channels: channels that each of them gives to F.
-            norm: of the projections, a name of Detectron2's ``get_norm``.
+            fusion: whether a 3 x 3 convolution follows where they are joined.
+            norm: of all these convolutions, a name of Detectron2's ``get_norm``.
             affinity: whether training predicts the affinity of the last stage's positions.
         """
         super().__init__()
         self.backbone = backbone
         self.in_features = list(in_features)
         shapes = [backbone.output_shape()[name] for name in self.in_features]
-        self.projections = nn.ModuleList(
-            Conv2d(
-                shape.channels,
-                stage_channels,
-                1,
-                bias=norm == "",
-                norm=get_norm(norm, stage_channels),
-                activation=F.relu,
+        if len(stage_channels) != len(shapes):
+            raise UserError(
+                f"MODEL.AIRM.STAGE_WIDTHS has {len(stage_channels)} numbers, but IN_FEATURES {len(shapes)} stages"
             )
-            for shape in shapes
+        self.projections = nn.ModuleList(
+            _conv(shape.channels, channels, 1, norm) for shape, channels in zip(shapes, stage_channels, strict=True)
         )
+        self.out_channels, self.stride = sum(stage_channels), shapes[0].stride
+        self.fusion = _conv(self.out_channels, self.out_channels, 3, norm) if fusion else nn.Identity()
         self.affinity: nn.Module | None = None
         if affinity and isinstance(backbone, MixTransformer):
             self.affinity = AttentionAffinity(backbone.attention_maps)
         elif affinity:
             self.affinity = FeatureAffinity(shapes[-1].channels)
-        self.out_channels, self.stride = stage_channels * len(shapes), shapes[0].stride
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        airm = cfg.MODEL.AIRM
         backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, ShapeSpec(channels=INPUT_CHANNELS))
         return {
             "backbone": backbone,
-            "in_features": cfg.MODEL.AIRM.IN_FEATURES,
-            "stage_channels": cfg.MODEL.AIRM.STAGE_CHANNELS,
-            "norm": cfg.MODEL.AIRM.NORM,
-            "affinity": cfg.MODEL.AIRM.AFFINITY,
+            "in_features": airm.IN_FEATURES,
+            "stage_channels": airm.STAGE_WIDTHS or [airm.STAGE_CHANNELS] * len(airm.IN_FEATURES),
+            "fusion": airm.FUSION,
+            "norm": airm.NORM,
+            "affinity": airm.AFFINITY,
         }
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,4 +93,17 @@ class AffinityEmpoweredEncoder(nn.Module):
         projected = [proj(stages[name]) for name, proj in zip(self.in_features, self.projections, strict=True)]
         size = projected[0].shape[2:]
         rest = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in projected[1:]]
-        return torch.cat([projected[0], *rest], dim=1)
+        return self.fusion(torch.cat([projected[0], *rest], dim=1))
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
+    """Return a convolution that keeps the size, with norm and ReLU."""
+    return Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        padding=kernel_size // 2,
+        bias=norm == "",
+        norm=get_norm(norm, out_channels),
+        activation=F.relu,
+    )

@@ -4,6 +4,7 @@ A step is encoder, hypernetwork and mapping: image and coarse mask in, refined m
 calls it once for each ratio, and tile; what lies between these calls is resizing, done by :class:`CoarseToFine`.
 """
 
+import copy
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,11 +33,11 @@ class RefinementStep(nn.Module):
     def __init__(self, model: AIRM, queries: bool = False):
         """
         Args:
-            model: moved to the CPU, for inference.
+            model: is copied, to the CPU and for inference.
             queries: whether the positions that are asked for are inputs, too, as refinement from coarse to fine needs.
         """
         super().__init__()
-        self.model, self.queries = model.cpu().eval(), queries
+        self.model, self.queries = copy.deepcopy(model).cpu().eval(), queries
 
     def forward(self, image: Tensor, mask: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Tensor:
         """

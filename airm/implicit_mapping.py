@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 COORDINATES = 6
 # How much the predicted weights differ between samples at the start, as a share of their own spread; and how much what
@@ -46,7 +45,8 @@ class SIRMF(nn.Module):
 
     def __init__(self, in_channels: int, hidden_features: Sequence[int]):
         super().__init__()
-        layers = [nn.Linear(i, o) for o, i in layer_shapes(in_channels, hidden_features)]
+        self.shapes = layer_shapes(in_channels, hidden_features)
+        layers = [nn.Linear(i, o) for o, i in self.shapes]
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
@@ -85,10 +85,7 @@ class AIRMF(nn.Module):
         self.shapes = layer_shapes(in_channels, hidden_features)
         widths = [in_channels, *channels]
         self.convs = nn.Sequential(
-            *(
-                _ConvReLUNorm(i, o, 3, 2, 1, norm=get_norm(norm, o))
-                for i, o in zip(widths[:-1], channels, strict=True)
-            )
+            *(_ConvReLUNorm(i, o, 3, 2, 1, norm=get_norm(norm, o)) for i, o in zip(widths[:-1], channels, strict=True))
         )
         self.sizes = [n for o, i in self.shapes for n in (o * rank, rank * i, o)]
         self.linear = nn.Linear(widths[-1], sum(self.sizes))
@@ -103,7 +100,9 @@ class AIRMF(nn.Module):
                 std = (gain / (inputs * self.rank)) ** 0.25
                 for part in (3 * layer, 3 * layer + 1):
                     biases[part].normal_(0, std)
-                    weights[part].normal_(0, INITIAL_VARIATION * std / (POOLED_SPREAD * math.sqrt(self.linear.in_features)))
+                    weights[part].normal_(
+                        0, INITIAL_VARIATION * std / (POOLED_SPREAD * math.sqrt(self.linear.in_features))
+                    )
                 weights[3 * layer + 2].zero_()
                 biases[3 * layer + 2].zero_()
 

@@ -3,7 +3,6 @@
 Masks are (B, 1, H, W), 0 or 1 for the truth.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

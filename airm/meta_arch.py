@@ -1,7 +1,7 @@
 """AIRM (Fig. 3): encoder, implicit representation mapping, losses, and refinement at inference."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -14,8 +14,10 @@ from .affinity import affinity_loss
 from .backbone.weights import adapt_checkpoint
 from .coarse_to_fine import CoarseToFine, Settings
 from .encoder import AffinityEmpoweredEncoder
-from .implicit_mapping import AIRMF, SIRMF, pixel_centres, query_grid
+from .implicit_mapping import AIRMF, SIRMF, MappingParameters, pixel_centres, query_grid
 from .losses import mapping_losses
+
+Pass = TypeVar("Pass", bound=CoarseToFine)
 
 
 @META_ARCH_REGISTRY.register()
@@ -132,7 +134,7 @@ class AIRM(nn.Module):
             (N, H, W) soft masks in [0, 1], float32; an empty coarse mask stays empty.
         """
         masks = coarse_mask.to(self.device, torch.float32)
-        passes = CoarseToFine(self.step, self.normalise(image)[None], settings or self.settings, progress)
+        passes = self.coarse_to_fine(self.normalise(image)[None], settings, progress)
         return torch.cat([passes.refine(mask[None, None])[0] for mask in masks]) if len(masks) else masks
 
     def refine_batch(self, images: Tensor, coarse_masks: Tensor, settings: Settings | None = None) -> Tensor:
@@ -147,7 +149,18 @@ class AIRM(nn.Module):
             (B, H, W) soft masks in [0, 1], float32.
         """
         masks = coarse_masks.to(self.device, torch.float32)[:, None]
-        return CoarseToFine(self.step, self.normalise(images), settings or self.settings).refine(masks)[:, 0]
+        return self.coarse_to_fine(self.normalise(images), settings).refine(masks)[:, 0]
+
+    def coarse_to_fine(
+        self,
+        images: Tensor,
+        settings: Settings | None = None,
+        progress: bool = False,
+        kind: type[Pass] = CoarseToFine,
+    ) -> Pass:
+        """Return what refines masks of normalised (B, 3, H, W) images: a ``CoarseToFine``, or a subclass of it."""
+        predict = self.predict if isinstance(self.mapping, AIRMF) else None
+        return kind(self.step, images, settings or self.settings, progress, predict)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) RGB in [0, 255] to what the encoder takes, on the model's device."""
@@ -157,22 +170,42 @@ class AIRM(nn.Module):
         """Join normalised (B, 3, H, W) images and (B, 1, H, W) masks in [0, 1] to (B, 4, H, W)."""
         return torch.cat([images, 2 * masks - 1], dim=1)
 
-    def query(self, features: Tensor, rows: Tensor, cols: Tensor, chunk: int | None = None) -> Tensor:
-        """Return (B, 1, R, C) logits that the mapping has for F on a grid; see :func:`query_grid`."""
-        return query_grid(features, self.mapping(features), rows, cols, self.cell, chunk)
+    def query(
+        self,
+        features: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        chunk: int | None = None,
+        parameters: MappingParameters | None = None,
+    ) -> Tensor:
+        """Return (B, 1, R, C) logits that the mapping, by default F's own, has for F on a grid; see `query_grid`."""
+        return query_grid(features, parameters or self.mapping(features), rows, cols, self.cell, chunk)
 
-    def step(self, images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int | None = None) -> Tensor:
+    def predict(self, images: Tensor, masks: Tensor) -> MappingParameters:
+        """Encode images and masks as :meth:`step` does, and predict their mapping."""
+        return self.mapping(self.encoder(self.encoder_input(images, masks)))
+
+    def step(
+        self,
+        images: Tensor,
+        masks: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        chunk: int | None = None,
+        parameters: MappingParameters | None = None,
+    ) -> Tensor:
         """Take one step of refinement, Fig. 3 from left to right: encode, predict the mapping, ask it.
 
         Args:
             images, masks: normalised (B, 3, H, W), and (B, 1, H, W) in [0, 1]; sides are multiples of 16.
             rows, cols: (R,) and (C,) positions to ask for, in a frame in which the images span [-1, 1].
             chunk: positions asked for at once; None for all.
+            parameters: of the mapping; by default they are predicted from these images and masks.
 
         Returns:
             (B, 1, R, C) refined masks in [0, 1].
         """
-        return self.query(self.encoder(self.encoder_input(images, masks)), rows, cols, chunk).sigmoid()
+        return self.query(self.encoder(self.encoder_input(images, masks)), rows, cols, chunk, parameters).sigmoid()
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = self.normalise(torch.stack([x["image"].to(self.device) for x in batched_inputs]))

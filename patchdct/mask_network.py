@@ -1,5 +1,6 @@
 """The mask branch of a model by itself, and what it costs: multiply-adds and parameters."""
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from .mask_branch import RefinementBranch
 
 
 class MaskNetwork(nn.Module):
-    """The mask head of a model as a plain network: classes and RoI features in, soft masks out."""
+    """The mask head of a model, shared with it, as a plain network: classes and RoI features in, soft masks out."""
 
     head: Any
     num_classes: int
@@ -92,7 +93,7 @@ def mask_branch_cost(model: nn.Module) -> MaskBranchCost:
     Raises:
         UserError: if it has none, or one that is not known here.
     """
-    network = MaskNetwork(model).cpu().eval()
+    network = copy.deepcopy(MaskNetwork(model)).cpu().eval()  # the model stays where it is
     counter = FlopCountAnalysis(network, network.example_inputs(num_instances=1))
     # Applies the rows of a predictor that belong to one class; nothing else in a mask branch is a baddbmm.
     counter.set_op_handle("aten::baddbmm", _count_baddbmm)

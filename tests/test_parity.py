@@ -26,7 +26,7 @@ MASK_HEADS = {
 }
 # Mapping: sum of the losses, mean and standard deviation of the refined mask, whole and in tiles, number of parameters
 REFINERS = {
-    "AIRMF": (0.8930435, 0.330293, 0.01772683, 0.3284074, 0.009623948, 81966),
+    "AIRMF": (0.8930435, 0.330293, 0.01772683, 0.3283934, 0.009622719, 81966),
     "SIRMF": (0.9125595, 0.555427, 0.00340766, 0.5556822, 0.001862991, 66498),
 }
 

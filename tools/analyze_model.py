@@ -3,6 +3,7 @@
 
     python tools/analyze_model.py
     python tools/analyze_model.py --airm
+    python tools/analyze_model.py --adaptation ecssd --weights model_final.pth
     python tools/analyze_model.py --config-file a.yaml --config-file b.yaml --json cost.json KEY VALUE
 
 One fused multiply-add counts as one, as fvcore has it; element-wise arithmetic is not counted. Of mask branches two
@@ -12,7 +13,11 @@ class, and the inverse DCT as matrix products. RoI pooling is in neither.
 
 Of AIRM the whole pass from coarse to fine over one image of --size is counted, attention products included: as the
 paper does it, the whole image at once, and in tiles of --tile-size. Tiles are encoded, above the first ratio, where the
-edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter side.
+edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter side. Beside it stand the paper's
+figures, and what they are nearest to for a ResNet: one pass at full resolution, the mapping evaluated as printed.
+
+--adaptation tells how much the weights that AIRMF predicts depend on the image: IoU and mBA of a set that is refined
+with each image's own weights, and with their mean over the set. SIRMF's change is 0.
 """
 
 import argparse
@@ -23,17 +28,24 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from airm.cost import num_parameters, pass_cost
+from airm import Refiner
+from airm.cost import num_parameters, pass_cost, single_pass_cost
+from airm.evaluation.adaptation import measure_adaptation
+from airm.figures.model import load_dicts, read_samples
 from measuring import AIRM_CONFIGS, CONFIGS, PATCHDCT_CONFIGS
 from patchdct.mask_network import mask_branch_cost
 from pixelmask.cli import add_import, import_code, positive, print_table, run
 from pixelmask.config import load_cfgs
+from pixelmask.errors import UserError
 from pixelmask.files import write_json
+from reproduction.tables import load_tables
 
 DEFAULT_CONFIGS = [
     *PATCHDCT_CONFIGS,
     *(str(CONFIGS / f"patchdct/patchdct_R_50_FPN_1x_{stages}stage_coco.yaml") for stages in (2, 3)),
 ]
+
+PAPERS_SIZE = (1706, 2560)
 
 
 def analyze_mask_branch(config: str, cfg: CfgNode) -> dict[str, Any]:
@@ -50,12 +62,17 @@ def analyze_mask_branch(config: str, cfg: CfgNode) -> dict[str, Any]:
 
 def analyze_airm(config: str, cfg: CfgNode, size: tuple[int, int], tile_sizes: Iterable[int]) -> list[dict[str, Any]]:
     """Return a row for each tile size: the config, its input, the fields of PassCost and their total, parameters."""
-    model = build_model(cfg)
+    model, single, paper = build_model(cfg), None, {}
+    if size == PAPERS_SIZE:
+        single, table = single_pass_cost(model, size), load_tables().table("airm-4")
+        printed = next((row.paper for row in table.rows if Path(row.config).stem == config), ())
+        paper = dict(zip((column.name for column in table.columns), printed))
     rows = []
     for tile_size in tile_sizes:
         cost = pass_cost(model, size, tile_size)
         about = {"config": config, "height": size[0], "width": size[1], "tile_size": tile_size}
-        rows.append({**about, **cost._asdict(), "total": cost.total, "model_parameters": num_parameters(model)})
+        counts = {**cost._asdict(), "total": cost.total, "single_pass": single}
+        rows.append({**about, **counts, "model_parameters": num_parameters(model), "paper": paper})
     return rows
 
 
@@ -79,18 +96,41 @@ def show_airm(rows: list[dict[str, Any]]) -> None:
         counts = [f"{row[key] / 1e9:,.1f} G" for key in ("attention", "encoder", "hypernetwork", "query", "total")]
         tiles = " ".join(f"{encoded}/{total}" for encoded, total in row["tiles"])
         how = f"tiles of {row['tile_size']}" if row["tile_size"] else "whole"
-        lines.append([row["config"], how, *counts, tiles, f"{row['model_parameters'] / 1e6:.2f} M"])
+        single = f"{row['single_pass'] / 1e9:,.1f} G" if row["single_pass"] else ""
+        paper = f"{int(row['paper']['FLOPs(G)']):,} G\n{row['paper']['Params(M)']} M" if row["paper"] else ""
+        lines.append([row["config"], how, *counts, tiles, single, f"{row['model_parameters'] / 1e6:.2f} M", paper])
     counted = ("Attention", "Encoder,\nrest", "Hyper-\nnetwork", "Query", "Total")
     print_table(
         f"AIRM: multiply-adds for one image of {rows[0]['width']} x {rows[0]['height']}, and parameters",
-        ("Config", "Input", *counted, "Tiles", "Parameters"),
+        ("Config", "Input", *counted, "Tiles", "One pass,\nas printed", "Parameters", "Paper"),
         lines,
-        caption="Tiles: those encoded at each ratio, of all",
+        caption="Tiles: those encoded at each ratio, of all. Parameters: without the affinity's, which only training has",
     )
+
+
+def show_adaptation(data: str, weights: str) -> dict[str, Any]:
+    """Print and return IoU and mBA of a data set, refined with own and with mean weights."""
+    dicts = [entry for entry in load_dicts(data) if entry.get("mask_file_name")]
+    if not dicts:
+        raise UserError(f"{data} has no true masks to measure against")
+    scores = measure_adaptation(Refiner(weights).model, lambda: read_samples(dicts))
+    names = {"own": "each image's own", "mean": "mean of the set", "change": "change"}
+    lines = [
+        [names[row], *("" if v is None else f"{v:.2f}" for v in values.values())] for row, values in scores.items()
+    ]
+    print_table(f"{data}, {len(dicts)} images refined, in percent", ("Weights of the mapping", "IoU", "mBA"), lines)
+    return {"weights": weights, "data": data, "images": len(dicts), **scores}
 
 
 def main(args: argparse.Namespace) -> None:
     import_code(args.imports)
+    if bool(args.adaptation) != bool(args.weights):
+        raise UserError("--adaptation SET and --weights FILE go together")
+    if args.adaptation:
+        scores = show_adaptation(args.adaptation, args.weights)
+        if args.json:
+            write_json(args.json, [scores], indent=2)
+        return
     mask_branches, airm = [], []
     config_files = (args.config_file or []) + (AIRM_CONFIGS if args.airm else []) or DEFAULT_CONFIGS
     cfgs = load_cfgs(config_files, [*args.opts, "MODEL.DEVICE", "cpu"])
@@ -113,8 +153,10 @@ def argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config-file", action="append", metavar="FILE", help="may be given several times; else PatchDCT's R50 models")
     add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
-    add("--size", nargs=2, type=positive, default=[1706, 2560], metavar=("HEIGHT", "WIDTH"), help="AIRM's image")
+    add("--size", nargs=2, type=positive, default=list(PAPERS_SIZE), metavar=("HEIGHT", "WIDTH"), help="AIRM's image")
     add("--tile-size", type=int, default=512, metavar="N", help="AIRM's tiles; default 512, 0: only the whole image")
+    add("--adaptation", metavar="SET", help="a data set by name, a folder of any layout, or IMAGES:MASKS")
+    add("--weights", metavar="FILE", help="checkpoint of the AIRM whose adaptation is measured")
     add("--json", type=Path, metavar="FILE", help="also write the tables' rows to this file")
     add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")

@@ -223,7 +223,7 @@ def refinement_steps(model: AIRM, image: Tensor, coarse_mask: Tensor, settings: 
     Returns:
         the ratios, the lowest first. The last one's mask is what :meth:`AIRM.refine` returns without MIN_CONFIDENCE.
     """
-    recorder = _RecordingPass(model.step, model.normalise(image)[None], settings or model.settings)
+    recorder = model.coarse_to_fine(model.normalise(image)[None], settings, kind=_RecordingPass)
     recorder.refine(coarse_mask.to(model.device, torch.float32)[None])
     return recorder.steps
 

@@ -56,6 +56,12 @@ def assert_same(file, model, height, width):
     assert expected.std() > 0.002  # an answer that does not depend on its input is no test
 
 
+def test_a_step_is_a_copy():
+    model = untrained_airm().train()
+    step = RefinementStep(model)
+    assert model.training and not step.model.training and step.model.mapping is not model.mapping
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The weights of that AIRM."""

@@ -25,9 +25,18 @@ def test_every_loss_has_its_name_and_every_parameter_its_gradient(mapping, affin
 
 
 @pytest.mark.parametrize("affinity", [True, False])
-def test_resnet_encoders_train(affinity):
+def test_resnet_encoders_are_crms_and_train(affinity):
     model = untrained(tiny_airm_cfg("resnet", AFFINITY=affinity))
-    assert list(model.encoder.backbone.output_shape()) == ["stem", "res2", "res3", "res4"]
+    backbone = model.encoder.backbone
+    shapes = {name: (shape.channels, shape.stride) for name, shape in backbone.output_shape().items()}
+    assert shapes == {"stem": (64, 2), "res2": (64, 4), "res4": (256, 8)}
+    features = backbone(torch.zeros(1, 4, 64, 96))
+    assert [tuple(x.shape) for x in features.values()] == [
+        (1, channels, 64 // stride, 96 // stride) for channels, stride in shapes.values()
+    ]
+    assert model.encoder.out_channels == 32 and model.encoder.fusion.kernel_size == (3, 3)
+    dilations = [conv.dilation[0] for block in backbone.res4 for conv in (block.conv1, block.conv2)]
+    assert dilations == [1, 1, 2, 2]
     losses = model(refinement_batch())
     sum(losses.values()).backward()
     assert model.encoder.backbone.stem.conv1.weight.grad.abs().sum() > 0

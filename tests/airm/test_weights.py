@@ -118,6 +118,12 @@ def test_other_wrappings(tmp_path, tiny, content):
     assert not report.unexpected
 
 
+def test_names_have_the_prefix_that_the_model_has_in_another(tiny):
+    state = random_state(published_shapes(*TINY))
+    expected = {f"refiner.{name}" for name in tiny.adapt_checkpoint(state)}
+    assert set(tiny.adapt_checkpoint(state, "refiner.")) == expected
+
+
 def test_own_checkpoints_are_left_alone(tmp_path, tiny):
     fresh = model_of(*TINY)
     for name in ("own", "wrapped"):

@@ -130,6 +130,8 @@ def tiny_airm_cfg(encoder: str = "mit", **keys: Any) -> CfgNode:
         cfg.MODEL.BACKBONE.NAME = "build_plain_cnn_backbone"
         cfg.MODEL.PLAIN_CNN.CHANNELS, cfg.MODEL.PLAIN_CNN.NUM_LAYERS = 8, 3
         small |= {"IN_FEATURES": ["plain"], "AFFINITY": False}
+    if encoder == "resnet":
+        small["STAGE_WIDTHS"] = [8, 8, 16]
     for key, value in {**small, **keys}.items():
         cfg.MODEL.AIRM[key] = value
     return cfg

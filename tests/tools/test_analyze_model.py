@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchdct.mask_network import MaskNetwork, mask_branch_cost
 from pixelmask.cli import run
+from tests.support.checkpoints import save_model
 from tests.support.models import load_tool, tiny_airm_cfg, tiny_cfg
 
 # The mask branch is that of the config; the backbone is irrelevant to it
@@ -77,7 +78,8 @@ def test_spent_is_what_torch_itself_counts(head, options):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*network.example_inputs(1))
     # torch counts a multiply-add as two
-    assert mask_branch_cost(model).spent == counter.get_total_flops() / 2
+    assert mask_branch_cost(model.train()).spent == counter.get_total_flops() / 2
+    assert all(m.training for m in model.modules())  # the caller's model is left as it is
 
 
 def test_class_agnostic_costs_the_same_in_both_counts():
@@ -124,6 +126,26 @@ def test_airm_has_a_table_of_its_own(tool, config_file, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.index("Mask branch") < text.index("one image of 160 x 96") < text.index("tiles of 64")
     assert "1/1 1/1" in text and f"{whole['total'] / 1e9:.1f} G" in text
+
+
+def test_adaptation_is_what_mean_weights_change(tool, tmp_path, capsys, data_root):
+    data, path = "synthetic_refinement_val_4_96x72", tmp_path / "scores.json"
+    changes = {}
+    for mapping in ("AIRMF", "SIRMF"):
+        weights = save_model(tiny_airm_cfg(MAPPING=mapping, RATIOS=[0.5, 1.0]), tmp_path / mapping)
+        content = torch.load(weights)
+        if mapping == "AIRMF":
+            content["model"]["mapping.linear.weight"] *= 30  # what is predicted hardly differs in an untrained model
+        torch.save(content, weights)
+        args = ["--adaptation", data, "--weights", str(weights), "--json", str(path)]
+        run(tool.main, tool.argument_parser().parse_args(args))
+        (scores,) = json.loads(path.read_text())
+        assert scores["images"] == 4
+        for name, change in scores["change"].items():
+            assert change == pytest.approx(scores["mean"][name] - scores["own"][name])
+        changes[mapping] = scores["change"]
+    assert changes["SIRMF"] == {"IoU": 0, "mBA": 0} and changes["AIRMF"]["mBA"] != 0
+    assert "mean of the set" in capsys.readouterr().out
 
 
 def test_airm_option_stands_for_the_four_models_of_table_4(tool, tmp_path, capsys):
