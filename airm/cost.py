@@ -119,8 +119,9 @@ def single_pass_cost(model: AIRM, size: tuple[int, int]) -> int:
 
     That is at each pixel for each of its four neighbours, all features included: the nearest to the R50 of Table 4.
     """
+    mapping: Any = model.mapping
     cost = pass_cost(model, size, settings=replace(model.settings, ratios=(1.0,), padding=0, tile_size=0))
-    return cost.total - cost.query + 4 * math.prod(size) * sum(o * i for o, i in model.mapping.shapes)
+    return cost.total - cost.query + 4 * math.prod(size) * sum(o * i for o, i in mapping.shapes)
 
 
 def num_parameters(model: nn.Module) -> int:
