@@ -265,7 +265,7 @@ class CoarseToFine:
         return list(itertools.compress(tiles, torch.stack(undecided).tolist()))
 
     def _predict(self, images: Tensor, masks: Tensor) -> tuple[Any, ...]:
-        """Predict the mapping that the tiles share from the whole of the padded inputs, shrunk to the size of a tile."""
+        """Predict the mapping that tiles share, from the whole of the padded inputs, shrunk to the size of a tile."""
         if self.predict is None:
             return ()
         scale = self.settings.tile_size / max(images.shape[2:])

@@ -106,6 +106,7 @@ class ExportedRefiner:
     """Refines masks of whole images with a file of ``tools/export.py --part refiner --queries``.
 
     As :class:`~airm.refiner.Refiner`, with the settings that the model was exported with; here PyTorch only resizes.
+    Except that in tiles AIRMF's weights are predicted for each, as a file is one step.
     """
 
     def __init__(self, path: str | os.PathLike, tile_size: int | None = None):

@@ -1,5 +1,6 @@
 """AIRM (Fig. 3): encoder, implicit representation mapping, losses, and refinement at inference."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -134,7 +135,7 @@ class AIRM(nn.Module):
             (N, H, W) soft masks in [0, 1], float32; an empty coarse mask stays empty.
         """
         masks = coarse_mask.to(self.device, torch.float32)
-        passes = self.coarse_to_fine(self.normalise(image)[None], settings, progress)
+        passes: CoarseToFine = self.coarse_to_fine(self.normalise(image)[None], settings, progress)
         return torch.cat([passes.refine(mask[None, None])[0] for mask in masks]) if len(masks) else masks
 
     def refine_batch(self, images: Tensor, coarse_masks: Tensor, settings: Settings | None = None) -> Tensor:
@@ -156,7 +157,7 @@ class AIRM(nn.Module):
         images: Tensor,
         settings: Settings | None = None,
         progress: bool = False,
-        kind: type[Pass] = CoarseToFine,
+        kind: Callable[..., Pass] = CoarseToFine,  # type: ignore[assignment]
     ) -> Pass:
         """Return what refines masks of normalised (B, 3, H, W) images: a ``CoarseToFine``, or a subclass of it."""
         predict = self.predict if isinstance(self.mapping, AIRMF) else None

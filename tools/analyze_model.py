@@ -65,8 +65,8 @@ def analyze_airm(config: str, cfg: CfgNode, size: tuple[int, int], tile_sizes: I
     model, single, paper = build_model(cfg), None, {}
     if size == PAPERS_SIZE:
         single, table = single_pass_cost(model, size), load_tables().table("airm-4")
-        printed = next((row.paper for row in table.rows if Path(row.config).stem == config), ())
-        paper = dict(zip((column.name for column in table.columns), printed))
+        rows_of_config = (row.paper for row in table.rows if Path(row.config).stem == config)
+        paper = {c.name: text for printed in rows_of_config for c, text in zip(table.columns, printed, strict=True)}
     rows = []
     for tile_size in tile_sizes:
         cost = pass_cost(model, size, tile_size)
@@ -104,7 +104,7 @@ def show_airm(rows: list[dict[str, Any]]) -> None:
         f"AIRM: multiply-adds for one image of {rows[0]['width']} x {rows[0]['height']}, and parameters",
         ("Config", "Input", *counted, "Tiles", "One pass,\nas printed", "Parameters", "Paper"),
         lines,
-        caption="Tiles: those encoded at each ratio, of all. Parameters: without the affinity's, which only training has",
+        caption="Tiles: those encoded at each ratio, of all. Parameters: without the affinity's, which is of training",
     )
 
 
@@ -116,7 +116,7 @@ def show_adaptation(data: str, weights: str) -> dict[str, Any]:
     scores = measure_adaptation(Refiner(weights).model, lambda: read_samples(dicts))
     names = {"own": "each image's own", "mean": "mean of the set", "change": "change"}
     lines = [
-        [names[row], *("" if v is None else f"{v:.2f}" for v in values.values())] for row, values in scores.items()
+        [names[row], *("" if v is None else f"{v:.2f}" for v in of_row.values())] for row, of_row in scores.items()
     ]
     print_table(f"{data}, {len(dicts)} images refined, in percent", ("Weights of the mapping", "IoU", "mBA"), lines)
     return {"weights": weights, "data": data, "images": len(dicts), **scores}

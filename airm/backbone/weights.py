@@ -138,8 +138,8 @@ def adapt_checkpoint(state: dict[str, Any], own: Mapping[str, Tensor], prefix: s
         prefix: of AIRM in the model that is loaded; "" if it is the model.
 
     Returns:
-        tensors by name: the prefix, ``encoder.backbone.`` and the published ones of a Mix Transformer. Those of other models,
-        AIRM's own among them, keep their names, Detectron2's ResNets to be matched by its heuristics.
+        tensors by name: the prefix, ``encoder.backbone.`` and the published ones of a Mix Transformer. Those of other
+        models, AIRM's own among them, keep their names, Detectron2's ResNets to be matched by its heuristics.
 
     Raises:
         UserError: for weights of another architecture than the model's encoder, or incomplete ones.

@@ -27,7 +27,7 @@ def measure_adaptation(
         ``own``, ``mean`` and ``change``, mean less own: IoU and mBA in percent, as :func:`sum_up` has them. With SIRMF,
         whose weights are the same for all, the change is 0.
     """
-    totals: dict[int, tuple[int, list[Tensor]]] = {}
+    noted: dict[int, list[MappingParameters]] = {}
     ratio = 0  # counted from the last, as small images may leave out the first ones
 
     class Pass(CoarseToFine):
@@ -37,13 +37,12 @@ def measure_adaptation(
             return super().refine_ratio(level, masks)
 
     def note(_: Any, inputs: Any, parameters: MappingParameters) -> None:
-        count, sums = totals.get(ratio, (0, []))
-        values = [value for layer in parameters for value in layer]
-        totals[ratio] = count + 1, [a + b for a, b in zip(sums or [0.0] * len(values), values, strict=True)]
+        noted.setdefault(ratio, []).append(parameters)
 
     def replace(_: Any, inputs: Any, parameters: MappingParameters) -> MappingParameters:
-        count, sums = totals[ratio]
-        return [(weight / count, bias / count) for weight, bias in zip(sums[::2], sums[1::2], strict=True)]
+        layers = zip(*noted[ratio], strict=True)
+        means = ([torch.stack(of_all).mean(0) for of_all in zip(*layer, strict=True)] for layer in layers)
+        return [(weight, bias) for weight, bias in means]
 
     def score(hook: Callable[..., Any]) -> dict[str, float | None]:
         handle = model.mapping.register_forward_hook(hook)
@@ -53,7 +52,8 @@ def measure_adaptation(
             handle.remove()
 
     own, mean = score(note), score(replace)
-    change = {name: None if value is None else mean[name] - value for name, value in own.items()}
+    pairs = ((name, before, mean[name]) for name, before in own.items())
+    change = {name: None if a is None or b is None else b - a for name, a, b in pairs}
     return {"own": own, "mean": mean, "change": change}
 
 
