@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ def test_demo_leaves_a_report_and_pictures_and_tells_the_figures(model, tmp_path
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     tool, output = load_tool("train_demo"), tmp_path / "demo"
     if model == "patchdct":  # one of the two is enough to show that the command of another process is right
-        monkeypatch.setattr(tool.subprocess, "run", run_here)
+        monkeypatch.setattr(tool, "subprocess", SimpleNamespace(run=run_here))
     tool.main(tool.argument_parser().parse_args(["--model", model, "--output", str(output), *OPTIONS[model]]))
     printed = capsys.readouterr().out
     assert f"report      {output / 'report.html'}" in printed
