@@ -67,7 +67,8 @@ def adapt(command: str) -> str:
     command = re.sub(r" --num-gpus \d+", "", command)
     command = re.sub(r" --(iterations|repeats) (?!1\b)\d+", r" --\1 2", command)
     command = re.sub(r" --instances \d+", " --instances 10", command)
-    return re.sub(r" --size (\d+) (\d+)", lambda size: f" --size {int(size[1]) // 4} {int(size[2]) // 4}", command)
+    sizes = r"(?<= --)(size|height|width)((?: \d+)+)"
+    return re.sub(sizes, lambda size: " ".join([size[1], *(str(int(n) // 4) for n in size[2].split())]), command)
 
 
 def _logical_lines(code: str) -> list[str]:

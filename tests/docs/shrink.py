@@ -33,6 +33,7 @@ AIRM = {
     "MODEL": {
         "DEVICE": "cpu",
         "RESNETS": {"DEPTH": 18, "RES2_OUT_CHANNELS": 64},
+        "MIT": {"DEPTHS": [1, 1, 1, 1]},
         "PLAIN_CNN": {"NUM_LAYERS": 3, "CHANNELS": 8},
         "AIRM": {
             "STAGE_CHANNELS": 2,

@@ -57,6 +57,7 @@ def test_what_is_executed_of_a_block():
     assert second.to_run() == ""
     assert adapt("run --iterations 300 --repeats 1 --output x") == "run --iterations 2 --repeats 1 --output x"
     assert adapt("run --repeats 10 --size 400 800 --instances 20") == "run --repeats 2 --size 100 200 --instances 10"
+    assert adapt("run --height 512 --width 768 -o x") == "run --height 128 --width 192 -o x"
 
 
 @pytest.mark.parametrize("page", pages())
