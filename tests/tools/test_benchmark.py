@@ -158,8 +158,9 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
     settings = Settings(size=(256, 256), batch_size=2, opts=opts)
     masks = prepare(Case(airm_file, "refine", 1), settings)()
     assert [mask.shape for mask in masks] == [(1, 1, 256, 256)] * 2
-    # A disc of radius 90: all 4 tiles at ratio 0.5; at ratio 1, of 16, neither the 4 inside nor those in the corners
-    assert sizes == [(64, 64)] * 2 * (4 + 8)
+    # A disc of radius 90: all 4 tiles at ratio 0.5; at ratio 1, of 16, neither the 4 inside nor those in the corners.
+    # And at both the whole, shrunk to a tile, for the mapping that they share
+    assert sizes == [(64, 64)] * 2 * (1 + 4 + 1 + 8)
 
 
 def test_airm_is_measured_whole_and_in_tiles(tool, airm_file, tmp_path, monkeypatch, capsys):
