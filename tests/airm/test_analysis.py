@@ -15,7 +15,8 @@ from tests.support.models import untrained_airm
 
 @pytest.mark.parametrize(("mapping", "tile_size"), [("AIRMF", 0), ("AIRMF", 64), ("SIRMF", 64)])
 def test_count_is_torchs_own_of_a_real_run(mapping, tile_size):
-    model = untrained_airm(MAPPING=mapping, TILE_SIZE=tile_size, TILE_HALO=16, PADDING=16)
+    options = {"TILE_HALO": 16, "PADDING": 16, "RATIOS": [0.5, 1.0], "MIN_SIZE_TEST": 0}
+    model = untrained_airm(MAPPING=mapping, TILE_SIZE=tile_size, **options)
     # Else the counter asks for gradients of the parameters that SIRMF hands through
     model.requires_grad_(False)
     image = torch.randint(256, (3, 72, 100), dtype=torch.uint8)

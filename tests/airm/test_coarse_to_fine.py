@@ -137,7 +137,7 @@ class CountWaits(TorchFunctionMode):
 
 @torch.no_grad()
 def test_a_ratio_in_tiles_waits_twice_for_the_device():
-    model = untrained_airm(TILE_SIZE=64, TILE_HALO=0, PADDING=0, RATIOS=[0.5, 1.0])
+    model = untrained_airm(TILE_SIZE=64, TILE_HALO=0, PADDING=0, RATIOS=[0.5, 1.0], MIN_SIZE_TEST=0)
     image, mask = make_input(150, 200)
     passes = model.coarse_to_fine(model.normalise(image)[None])
     with CountWaits() as counter:
@@ -147,7 +147,7 @@ def test_a_ratio_in_tiles_waits_twice_for_the_device():
 
 @torch.no_grad()
 def test_tiles_share_the_mapping_of_the_whole_image():
-    model = untrained_airm(TILE_SIZE=64, TILE_HALO=0, PADDING=0, RATIOS=[0.5, 1.0])
+    model = untrained_airm(TILE_SIZE=64, TILE_HALO=0, PADDING=0, RATIOS=[0.5, 1.0], MIN_SIZE_TEST=0)
     image, mask = make_input(96, 128)
     mappings = []
     model.mapping.register_forward_hook(lambda module, inputs, parameters: mappings.append((inputs[0], parameters)))

@@ -94,7 +94,9 @@ def test_inference_gives_a_soft_mask_of_each_image(model):
 def test_weights_are_those_of_the_equations_and_settings_those_of_the_config(model):
     # 0.2, 0.2, 0.3, 0.4 (Eq. 7), halved, and half the affinity loss (Eq. 11)
     assert model.loss_weights == {"l1": 0.1, "l2": 0.1, "ce": 0.15, "gradient": 0.2, "affinity": 0.5}
-    assert replace(model.settings, ratios=tuple(model.settings.ratios)) == Settings()  # without a config
+    assert replace(model.settings, ratios=tuple(model.settings.ratios)) == Settings(
+        min_size_test=224
+    )  # without a config
     changed = untrained(tiny_airm_cfg(QUERY_CHUNK=7, MIN_CONFIDENCE=0.5, TILE_HALO=8)).settings
     assert (changed.query_chunk, changed.min_confidence, changed.tile_halo) == (7, 0.5, 8)
     with pytest.raises(UserError, match="MODEL.AIRM.MAPPING"):

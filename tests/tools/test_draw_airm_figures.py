@@ -190,8 +190,8 @@ def test_coarse_to_fine(airm_weights, tmp_path, zoom):
     for found, mask in ((numbers["coarse"], coarse), (numbers["steps"][-1], Refiner(airm_weights).refine(*files[:2]))):
         a, b = (mask_util.encode(np.asfortranarray(m, np.uint8)) for m in (mask, truth))
         assert found["IoU"] == pytest.approx(100 * mask_util.iou([a], [b], [0])[0, 0])
-    assert [step["size"] for step in numbers["steps"]] == [(9, 12), (18, 24), (36, 48), (72, 96)]
-    assert all(step["encoded"] == [(0, 0, 96, 72)] for step in numbers["steps"])
+    assert [step["size"] for step in numbers["steps"]] == [(72, 96)]  # at lower ratios it is smaller than 224 pixels
+    assert numbers["steps"][0]["encoded"] == [(0, 0, 96, 72)]
     check_files(tmp_path / "steps.png", numbers)
     assert "IoU" not in draw("coarse-to-fine", *files[:2], *options)["steps"][0]
 
