@@ -47,7 +47,10 @@ dataloader = {
         dataset=L(get_detection_dataset_dicts)(names=_cfg.DATASETS.TRAIN[0]),
         mapper=L(CheckedDatasetMapper)(
             is_train=True,
-            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=[96], sample_style="choice"), L(T.RandomFlip)()],
+            augmentations=[
+                L(T.ResizeShortestEdge)(short_edge_length=[64, 80, 96], sample_style="choice"),
+                L(T.RandomFlip)(),
+            ],
             image_format="BGR",
             use_instance_mask=True,
             instance_mask_format="bitmask",
