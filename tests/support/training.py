@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import socket
 import sys
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 
 from pixelmask.cli import run
@@ -87,25 +87,24 @@ AIRM = TinyModel(
 )  # fmt: skip
 
 
-def without_threads() -> None:
-    """For a fork of this process, which does not have its threads and would wait for them."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+# Its processes are forks of one that has the libraries and has never computed: autograd does not work in other forks
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["airm", "patchdct", "detectron2.engine", "detectron2.modeling", "detectron2.evaluation"])
 
 
 def in_two_processes(work: Callable[[], object]) -> None:
-    """Do the work in two forks of this process at once, in the group that torchrun makes for its processes."""
+    """Do the work, which can be pickled, in two processes at once, in the group that torchrun makes for its own."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    torch.multiprocessing.start_processes(_joined, (work, port), nprocs=2, start_method="fork")
+        group = {"TORCHELASTIC_RUN_ID": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
+    torch.multiprocessing.start_processes(
+        _joined, (work, {**os.environ, **group}), nprocs=2, start_method=CLEAN.get_start_method()
+    )
 
 
-def _joined(rank: int, work: Callable[[], object], port: int) -> None:
-    without_threads()
-    group = {"TORCHELASTIC_RUN_ID": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def _joined(rank: int, work: Callable[[], object], environment: dict[str, str]) -> None:
     sizes = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
-    os.environ.update({key: str(value) for key, value in {**group, **sizes}.items()})
+    os.environ.update({**environment, **{key: str(value) for key, value in sizes.items()}})
     launch(lambda _: work(), None)
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -25,13 +24,13 @@ from pixelmask.engine.trainer import log_scaled_schedule
 from pixelmask.errors import UserError
 from tests.support.training import (
     AIRM,
+    CLEAN,
     PATCHDCT,
     TinyModel,
     logged_by,
     metrics_of,
     run_train_net,
     same,
-    without_threads,
 )
 
 pytestmark = pytest.mark.usefixtures("data_root")
@@ -142,14 +141,14 @@ def test_training_resumes(model, trained, tmp_path):
     assert updates(tmp_path / "model_final.pth") == {model.iterations + 2}
 
 
-def train_in_a_fork(*opts: object) -> None:
-    without_threads()
+def train(environment: dict[str, str], *opts: object) -> None:
+    os.environ.update(environment)
     PATCHDCT.run(*opts)
 
 
 def test_resume_after_kill_continues_from_the_last_checkpoint(tmp_path):
     opts = ["OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
-    process = multiprocessing.get_context("fork").Process(target=train_in_a_fork, args=opts)
+    process = CLEAN.Process(target=train, args=[dict(os.environ), *opts])
     process.start()
     deadline = time.time() + 300
     while not (tmp_path / "model_0000009.pth").exists() and time.time() < deadline:
