@@ -26,9 +26,9 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 COORDINATES = 6
-# How much the predicted weights differ between samples at the start, as a share of their own spread; and how much what
-# they are predicted from does
-INITIAL_VARIATION, POOLED_SPREAD = 0.3, 0.3
+# How much the predicted weights differ between samples at the start, as a share of their own spread: more than this, and
+# short trainings fail on images that are unlike their crops. And how much what they are predicted from differs
+INITIAL_VARIATION, POOLED_SPREAD = 0.1, 0.3
 
 MappingParameters = list[tuple[Tensor, Tensor]]
 """(B or 1, out, in) weight and (B or 1, out) bias of each layer."""
