@@ -26,8 +26,8 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 COORDINATES = 6
-# How much the predicted weights differ between samples at the start, as a share of their own spread: more than this, and
-# short trainings fail on images that are unlike their crops. And how much what they are predicted from differs
+# How much the predicted weights differ between samples at the start, as a share of their own spread: with more, short
+# trainings fail on images that are unlike their crops. And how much that differs which they are predicted from
 INITIAL_VARIATION, POOLED_SPREAD = 0.1, 0.3
 
 MappingParameters = list[tuple[Tensor, Tensor]]
