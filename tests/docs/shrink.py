@@ -51,7 +51,7 @@ BOTH = {
 
 # Defaults of the tools that measure, by file; what a command says itself, `blocks.adapt` reduces
 MEASURED = {
-    "analyze_model.py": {"default=[1706, 2560]": "default=[426, 640]"},
+    "analyze_model.py": {"PAPERS_SIZE = (1706, 2560)": "PAPERS_SIZE = (426, 640)"},
     "benchmark.py": {
         "default=[800, 1333]": "default=[200, 333]",
         "default=[20, 100]": "default=[2, 10]",
