@@ -46,6 +46,9 @@ def add_airm_config(cfg: CfgNode) -> None:
     # Rank of the predicted weights, parameter `r` in Eq. 6, and the hypernetwork's channels, stride 2 each
     airm.RANK = 20
     airm.HYPERNETWORK_CHANNELS = [32, 64, 64]
+    # Of "mask", "image", "colour" and "local", what the mapping also sees at each pixel, see airm/query_inputs.py; not
+    # of the paper. The last two, which are computed from image and mask, the encoder sees, too
+    airm.QUERY_INPUTS = []
     # Whether training has the affinity loss, and how far apart in its grid two positions may be, parameter `R`
     airm.AFFINITY = True
     airm.AFFINITY_RADIUS = 14.0
@@ -91,6 +94,10 @@ def add_airm_config(cfg: CfgNode) -> None:
     # "contour", with errors near the contour alone
     refinement.PERTURBATION = "regions"
     refinement.IOU_RANGE = [0.8, 1.0]
+    # Several kinds of coarse masks, each as frequent: see airm/data/coarse_masks.py; []: PERTURBATION alone
+    refinement.COARSE_MASKS = []
+    # Pictures are resized by a factor from this range before a crop is cut
+    refinement.SCALE_RANGE = [1.0, 1.0]
     # Perturb the whole mask, as for testing, instead of the crop's, whose errors are smaller as they go with its size
     refinement.PERTURB_BEFORE_CROP = False
     # Of the coarse masks of test sets that have none
