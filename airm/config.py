@@ -59,6 +59,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.GRADIENT_WEIGHT = 0.4
     airm.MAPPING_LOSS_WEIGHT = 0.5
     airm.AFFINITY_LOSS_WEIGHT = 0.5
+    # What pixels near the truth's contour count more than others do in l1, l2 and cross-entropy; not of the paper
+    airm.BAND_WEIGHT = 0.0
     # Checkpoint of an AIRM whose encoder training starts from and leaves as it is, as in Sec. 3.2; "": none
     airm.FROZEN_ENCODER = ""
 
@@ -86,6 +88,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     cfg.INPUT.REFINEMENT = refinement = CfgNode()
     # Side in pixels of the square crops that training sees
     refinement.CROP_SIZE = 224
+    # Whether a crop is to hold a place of the mask's contour, else some foreground
+    refinement.CROP_AT_CONTOUR = False
     refinement.FLIP_PROB = 0.5
     # Strengths for brightness, contrast, saturation and hue
     refinement.COLOR_JITTER = [0.3, 0.3, 0.3, 0.1]

@@ -46,6 +46,7 @@ class AIRM(nn.Module):
         pixel_std: list[float],
         freeze_encoder: bool = False,
         query_inputs: Sequence[str] = (),
+        band_weight: float = 0.0,
     ):
         """
         Args:
@@ -57,10 +58,11 @@ class AIRM(nn.Module):
             pixel_mean, pixel_std: RGB, for images in [0, 255].
             freeze_encoder: whether training leaves the encoder as it is, the statistics of its norms too.
             query_inputs: what the mapping also sees at q, keys of :data:`.query_inputs.CHANNELS`.
+            band_weight: see :func:`.losses.mapping_losses`.
         """
         super().__init__()
         self.encoder, self.mapping = encoder, mapping
-        self.freeze_encoder, self.query_inputs = freeze_encoder, query_inputs
+        self.freeze_encoder, self.query_inputs, self.band_weight = freeze_encoder, query_inputs, band_weight
         if freeze_encoder:
             encoder.requires_grad_(False)
         # Of a pixel of the encoder's input, which training queries; a position of F is 2. The smaller cells of pixels
@@ -98,6 +100,7 @@ class AIRM(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "freeze_encoder": bool(airm.FROZEN_ENCODER),
             "query_inputs": tuple(airm.QUERY_INPUTS),
+            "band_weight": airm.BAND_WEIGHT,
         }
 
     @property
@@ -119,7 +122,7 @@ class AIRM(nn.Module):
         Args:
             batched_inputs: of each sample ``image``, (3, H, W) RGB in [0, 255], and ``coarse_mask``, (1, H, W) in
                 [0, 1]; for training all of one size, and with the truth ``mask``, (1, H, W), 0 or 1, and
-                with ``computed``, (E, H, W), where there is such input (see :mod:`.query_inputs`).
+                with ``colour``, (1, H, W) of :func:`.query_inputs.colour_ratio`, where the mapping sees it.
 
         Returns:
             in training the weighted losses ``loss_l1``, ``loss_l2``, ``loss_ce``, ``loss_gradient``,
@@ -182,10 +185,10 @@ class AIRM(nn.Module):
         """Whether there are inputs that are computed from whole images and masks."""
         return any(name in self.query_inputs for name in COMPUTED)
 
-    def with_computed(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Append to normalised (B, 3, H, W) images what is computed of them and (B, 1, H, W) masks, E channels."""
+    def with_computed(self, images: Tensor, masks: Tensor, ratio: Tensor | None = None) -> Tensor:
+        """Append E channels to normalised (B, 3, H, W) images: see :func:`.query_inputs.computed_inputs`."""
         colours = (images * self.pixel_std + self.pixel_mean) / 255
-        return torch.cat([images, computed_inputs(colours, masks, self.query_inputs)], dim=1)
+        return torch.cat([images, computed_inputs(colours, masks, self.query_inputs, ratio)], dim=1)
 
     def encoder_input(self, images: Tensor, masks: Tensor) -> Tensor:
         """Join (B, 3 + E, H, W) images, of :meth:`with_computed` if E > 0, and (B, 1, H, W) masks in [0, 1]."""
@@ -246,8 +249,9 @@ class AIRM(nn.Module):
         coarse, masks = (
             torch.stack([x[key].to(self.device) for x in batched_inputs]) for key in ("coarse_mask", "mask")
         )
-        if self.has_computed:  # of the whole pictures that these are crops of
-            images = torch.cat([images, torch.stack([x["computed"].to(self.device) for x in batched_inputs])], dim=1)
+        if self.has_computed:
+            ratios = [x["colour"] for x in batched_inputs if "colour" in x]
+            images = self.with_computed(images, coarse, torch.stack(ratios).to(self.device) if ratios else None)
         inputs = self.encoder_input(images, coarse)
         losses = {}
         if self.encoder.affinity is None:
@@ -256,5 +260,6 @@ class AIRM(nn.Module):
             features, affinity, grid = self.encoder.forward_with_affinity(inputs)
             losses["affinity"] = affinity_loss(affinity, masks, grid, self.affinity_radius)
         rows, cols = (pixel_centres(n, features) for n in masks.shape[2:])
-        losses |= mapping_losses(self.query(features, rows, cols, maps=self.query_maps(inputs)), masks)
+        logits = self.query(features, rows, cols, maps=self.query_maps(inputs))
+        losses |= mapping_losses(logits, masks, self.band_weight)
         return {f"loss_{name}": self.loss_weights[name] * loss for name, loss in losses.items()}

@@ -35,19 +35,22 @@ def num_computed(query_inputs: Sequence[str]) -> int:
     return sum(CHANNELS[name] for name in COMPUTED if name in query_inputs)
 
 
-def computed_inputs(images: Tensor, masks: Tensor, query_inputs: Sequence[str]) -> Tensor:
+def computed_inputs(images: Tensor, masks: Tensor, query_inputs: Sequence[str], ratio: Tensor | None = None) -> Tensor:
     """Compute those of the query inputs that are, from whole images, as they depend on far pixels.
 
     Args:
         images: (B, 3, H, W) RGB in [0, 1].
         masks: (B, 1, H, W) coarse masks in [0, 1].
         query_inputs: keys of ``CHANNELS``.
+        ratio: (B, 1, H, W) of :func:`colour_ratio`, where these are crops of what it was computed of.
 
     Returns:
         (B, E, H, W) in [-1, 1], where 1 speaks for the foreground.
     """
     images, masks = images.float(), masks.float()
-    parts = [colour_ratio(images, masks)] if "colour" in query_inputs else []
+    parts = []
+    if "colour" in query_inputs:
+        parts.append(colour_ratio(images, masks) if ratio is None else ratio)
     if "local" in query_inputs:
         parts += [local_fit(images, masks, factor) for factor in FACTORS]
     return torch.cat(parts, dim=1)

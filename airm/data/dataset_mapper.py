@@ -14,7 +14,7 @@ from pixelmask.data.mapper import OwnRandomNumbers
 from pixelmask.errors import UserError
 from pixelmask.images import read_mask, read_picture, read_soft_mask
 
-from ..query_inputs import computed_inputs, num_computed
+from ..query_inputs import colour_ratio
 from .coarse_masks import KINDS, make_coarse_mask
 from .perturbation import KINDS as PERTURBATIONS
 from .perturbation import perturb_mask
@@ -43,6 +43,7 @@ class RefinementDatasetMapper:
         is_train: bool,
         *,
         crop_size: int = 224,
+        crop_at_contour: bool = False,
         flip_prob: float = 0.5,
         color_jitter: Sequence[float] = (0.3, 0.3, 0.3, 0.1),
         grayscale_prob: float = 0.1,
@@ -58,6 +59,7 @@ class RefinementDatasetMapper:
         Args:
             is_train: whether to crop and augment.
             crop_size: height and width of training crops in pixels.
+            crop_at_contour: whether they are laid around a place of the mask's contour, where it has one.
             flip_prob: probability of a horizontal flip.
             color_jitter: largest change of brightness, contrast and saturation as shares of what they are, and of hue
                 in turns.
@@ -65,7 +67,7 @@ class RefinementDatasetMapper:
             perturbation: how training makes coarse masks, a key of :data:`.perturbation.KINDS`.
             coarse_masks: several ways instead, of :data:`.coarse_masks.KINDS`, one of which is drawn for each sample.
             scale_range: least and largest factor by which pictures of training are resized before a crop is cut.
-            query_inputs: of the model; what is computed for them is computed before a crop is cut.
+            query_inputs: of the model; the colour ratio is that of the whole picture.
             iou_range: least and largest IoU of a coarse mask that is made from the truth.
             perturb_before_crop: whether training perturbs the mask of the whole picture, as testing does, instead of
                 the crop's. Errors are then as large, and stretches without any as long, as in testing; the IoU is that
@@ -92,7 +94,7 @@ class RefinementDatasetMapper:
             if not is_valid:
                 raise UserError(f"INPUT.REFINEMENT.{key} is {value}, but has to be {wanted}")
         self.is_train = is_train
-        self.crop_size = crop_size
+        self.crop_size, self.crop_at_contour = crop_size, crop_at_contour
         self.flip_prob = flip_prob
         self.color_jitter = tuple(color_jitter)
         self.grayscale_prob = grayscale_prob
@@ -108,7 +110,7 @@ class RefinementDatasetMapper:
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read the keys of INPUT.REFINEMENT."""
         keys = (
-            "CROP_SIZE", "FLIP_PROB", "COLOR_JITTER", "GRAYSCALE_PROB", "PERTURBATION", "IOU_RANGE",
+            "CROP_SIZE", "CROP_AT_CONTOUR", "FLIP_PROB", "COLOR_JITTER", "GRAYSCALE_PROB", "PERTURBATION", "IOU_RANGE",
             "PERTURB_BEFORE_CROP", "COARSE_MASKS", "SCALE_RANGE", "SEED",
         )  # fmt: skip
         own = {key.lower(): cfg.INPUT.REFINEMENT[key] for key in keys}
@@ -122,13 +124,13 @@ class RefinementDatasetMapper:
 
         Returns:
             "image" (3, H, W) uint8 RGB, "coarse_mask" (1, H, W) float32 in [0, 1], "mask" (1, H, W) float32 of 0 and 1
-            (if there is a truth), "height", "width", "file_name", "image_id"; in training "computed", (E, H, W)
-            float32, if the model has such inputs.
+            (if there is a truth), "height", "width", "file_name", "image_id"; in training "colour", (1, H, W)
+            float32, if the model asks for it.
 
         Raises:
             UserError: for a file that cannot be read, or masks of another size than the picture.
         """
-        image, computed = read_picture(dataset_dict["file_name"]), None
+        image, ratio = read_picture(dataset_dict["file_name"]), None
         mask = self._read(dataset_dict, "mask_file_name", image.shape[:2])
         coarse = None if self.is_train else self._read(dataset_dict, "coarse_file_name", image.shape[:2])
         if mask is None:
@@ -138,7 +140,7 @@ class RefinementDatasetMapper:
         elif self.is_train:
             with self._random.drawn():
                 rng = np.random.default_rng(np.random.randint(2**31))
-            image, mask, coarse, computed = self.augment(image, mask, rng)
+            image, mask, coarse, ratio = self.augment(image, mask, rng)
         elif coarse is None:
             rng = np.random.default_rng([self.seed, zlib.crc32(str(dataset_dict["image_id"]).encode())])
             coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng, "contour")
@@ -150,8 +152,8 @@ class RefinementDatasetMapper:
             "file_name": dataset_dict["file_name"],
             "image_id": dataset_dict["image_id"],
         }
-        if computed is not None:
-            sample["computed"] = torch.from_numpy(np.ascontiguousarray(computed.transpose(2, 0, 1)))
+        if ratio is not None:
+            sample["colour"] = _to_tensor(ratio)
         return sample if mask is None else {**sample, "mask": _to_tensor(mask)}
 
     def _read(self, dataset_dict: dict[str, Any], key: str, size: tuple[int, ...]) -> np.ndarray | None:
@@ -172,24 +174,24 @@ class RefinementDatasetMapper:
         """Make a sample of an (H, W, 3) uint8 image and its (H, W) bool mask.
 
         Returns:
-            crops of both, of a coarse mask, and of the (H, W, E) float32 inputs that are computed, or None.
+            crops of both, of a coarse mask, and of the (H, W) colour ratio if the model asks for it.
         """
         kind = self.coarse_masks[int(rng.integers(len(self.coarse_masks)))]
         image, mask = resize(image, mask, math.exp(rng.uniform(*np.log(self.scale_range))))
         image = self._recolour(image, rng)
-        coarse = computed = None
-        if num_computed(self.query_inputs):
+        coarse = ratio = None
+        if self.perturb_before_crop or "colour" in self.query_inputs:
             coarse = make_coarse_mask(mask, kind, rng, self.iou_range)
-            computed = _compute(image, coarse, self.query_inputs)
-        elif self.perturb_before_crop:
-            coarse = make_coarse_mask(mask, kind, rng, self.iou_range)
-        mask, image, coarse, computed = random_crop(self.crop_size, rng, mask, image, coarse, computed)
+            ratio = _colour_ratio(image, coarse) if "colour" in self.query_inputs else None
+        mask, image, coarse, ratio = random_crop(
+            self.crop_size, rng, mask, image, coarse, ratio, at_contour=self.crop_at_contour
+        )
         if coarse is None:
             coarse = make_coarse_mask(mask, kind, rng, self.iou_range)
         if rng.random() < self.flip_prob:
             image, mask, coarse = image[:, ::-1], mask[:, ::-1], coarse[:, ::-1]
-            computed = None if computed is None else computed[:, ::-1]
-        return image, mask, coarse, computed
+            ratio = None if ratio is None else ratio[:, ::-1]
+        return image, mask, coarse, ratio
 
     def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         *factors, hue = self.color_jitter
@@ -210,10 +212,14 @@ def resize(image: np.ndarray, mask: np.ndarray, scale: float) -> tuple[np.ndarra
     return cv2.resize(image, size, interpolation=kind), soft >= 0.5
 
 
-def random_crop(size: int, rng: np.random.Generator, mask: np.ndarray, *others: np.ndarray | None) -> list[Any]:
-    """Cut the same (size, size) window out of a mask and others, with foreground if 10 attempts find some.
+def random_crop(
+    size: int, rng: np.random.Generator, mask: np.ndarray, *others: np.ndarray | None, at_contour: bool = False
+) -> list[Any]:
+    """Cut the same (size, size) window out of a mask and others.
 
-    What is smaller is reflected at its borders first. In place of None, None is returned.
+    What is smaller is reflected at its borders first. With ``at_contour`` the window holds a pixel of the mask's
+    contour, drawn with equal chances; else, or where there is no contour, it has foreground if 10 attempts find some.
+    In place of None, None is returned.
     """
     arrays: list[Any] = [mask, *others]
     missing = [max(size - side, 0) for side in mask.shape]
@@ -223,18 +229,23 @@ def random_crop(size: int, rng: np.random.Generator, mask: np.ndarray, *others: 
         arrays = [None if array is None else np.pad(array, borders[: array.ndim], "reflect") for array in arrays]
         mask = arrays[0]
     height, width = mask.shape
+    contour = np.argwhere(mask & ~cv2.erode(mask.view(np.uint8), np.ones((3, 3))).view(bool)) if at_contour else ()
     for _ in range(CROP_ATTEMPTS):
-        top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+        if len(contour):
+            place = contour[rng.integers(len(contour))] - rng.integers(size, size=2)
+            top, left = (int(n) for n in np.clip(place, 0, [height - size, width - size]))
+        else:
+            top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         window = slice(top, top + size), slice(left, left + size)
         if mask[window].any():
             break
     return [None if array is None else array[window] for array in arrays]
 
 
-def _compute(image: np.ndarray, coarse: np.ndarray, query_inputs: Sequence[str]) -> np.ndarray:
-    """As :func:`~airm.query_inputs.computed_inputs`, of (H, W, 3) uint8 and (H, W) bool to (H, W, E) float32."""
-    images = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float() / 255
-    return computed_inputs(images, _to_tensor(coarse)[None], query_inputs)[0].permute(1, 2, 0).numpy()
+def _colour_ratio(image: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    """As :func:`~airm.query_inputs.colour_ratio`, of (H, W, 3) uint8 and (H, W) bool to (H, W) float32."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return colour_ratio(pixels[None].float() / 255, _to_tensor(coarse)[None])[0, 0].numpy()
 
 
 def adjust_color(image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:

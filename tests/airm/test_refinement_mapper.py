@@ -11,7 +11,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from airm.data.dataset_mapper import RefinementDatasetMapper, adjust_color, random_crop
+from airm.data.dataset_mapper import RefinementDatasetMapper, adjust_color, random_crop, resize
 from airm.data.perturbation import perturb_mask
 from pixelmask.errors import UserError
 from tests.support.models import disc
@@ -91,6 +91,27 @@ def test_crops_cross_the_object_where_there_is_one():
     hits = sum(random_crop(40, rng, mask)[0].any() for _ in range(200))
     assert hits > 190  # one attempt finds it in 83 of 200, ten in 199
     assert not random_crop(40, rng, np.zeros_like(mask))[0].any()
+
+
+def test_crops_lie_around_the_contour_where_there_is_one():
+    mask, contour = np.zeros((300, 400), bool), np.zeros((300, 400), bool)
+    mask[100:200, 150:250] = contour[100:200, 150:250] = True
+    contour[101:199, 151:249] = False
+    rng = np.random.default_rng(0)
+    crops = [random_crop(32, rng, mask, contour, at_contour=True) for _ in range(100)]
+    assert all(crop.shape == (32, 32) and on_it.any() for crop, on_it in crops)
+    assert len({on_it.any(1).argmax() for _, on_it in crops}) > 10  # anywhere in the crop
+    assert sum(random_crop(32, rng, mask, contour)[1].any() for _ in range(100)) < 90
+    assert random_crop(32, rng, np.ones_like(mask), at_contour=True)[0].all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
+def test_pictures_are_resized_with_their_masks(scale: float):
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[10:40, 20:60] = 255
+    resized, mask = resize(image, image[..., 0] > 0, scale)
+    assert mask.shape == resized.shape[:2] == (60 * scale, 80 * scale)
+    assert np.array_equal(mask, resized[..., 0] >= 128)
 
 
 @pytest.mark.parametrize(("kind", "largest"), [("regions", 0.88), ("contour", 0.89)])
@@ -213,7 +234,7 @@ def test_grayscale_and_jitter_are_drawn(make):
 def test_from_config():
     keys = {"crop_size": 48, "flip_prob": 0.25, "grayscale_prob": 0.3, "perturb_before_crop": True, "seed": 9}
     keys |= {"coarse_masks": ("contour", "truth"), "color_jitter": (0.1, 0.2, 0.3, 0.4), "iou_range": (0.7, 0.9)}
-    keys |= {"scale_range": (0.5, 2.0)}
+    keys |= {"scale_range": (0.5, 2.0), "crop_at_contour": True}
     cfg = CfgNode({"INPUT": {"REFINEMENT": {key.upper(): value for key, value in keys.items()}}})
     cfg.INPUT.REFINEMENT.PERTURBATION = "regions"
     cfg.MODEL = CfgNode({"AIRM": {"QUERY_INPUTS": ["colour"]}})
