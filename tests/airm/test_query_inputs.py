@@ -11,11 +11,9 @@ from torch import Tensor
 from airm.coarse_to_fine import CoarseToFine, Settings
 from airm.cost import pass_cost
 from airm.data.dataset_mapper import RefinementDatasetMapper
-from airm.exported import ExportedRefiner, RefinementStep, check_refiner, export_refiner
 from airm.implicit_mapping import SIRMF, pixel_centres, query_grid, sample_grid
 from airm.query_inputs import BINS, colour_ratio, computed_inputs, local_fit, num_computed
 from pixelmask.errors import UserError
-from pixelmask.export import ExportedFile
 from tests.support.models import tiny_airm_cfg, untrained
 
 ALL = ["mask", "image", "colour", "local"]
@@ -161,20 +159,6 @@ def test_tiles_and_batches_see_what_belongs_to_the_whole_image(model):
     for i in range(2):
         alone = model.refine(images[i], masks[i : i + 1], whole)
         assert torch.allclose(together[i], alone[0], atol=1e-4)
-
-
-@pytest.mark.parametrize("queries", [False, True])
-def test_export(model, tmp_path, queries: bool):
-    path = tmp_path / "refiner.pt2"
-    export_refiner(RefinementStep(model, queries), (64, 96)).save(path)
-    assert check_refiner(ExportedFile(path), model, (64, 96)) < 1e-4
-    if queries:
-        image, mask = scene()
-        pixels = (255 * image[0]).byte().permute(1, 2, 0).numpy()
-        refiner = ExportedRefiner(path)
-        refiner.settings = replace(refiner.settings, ratios=(1.0,), padding=0)
-        expected = model.refine(torch.from_numpy(pixels).permute(2, 0, 1), mask[0], refiner.settings)
-        assert refiner.refine(pixels, mask[0, 0].numpy()) == pytest.approx(expected[0].numpy(), abs=1e-4)
 
 
 def test_training_sees_the_ratio_of_the_whole_picture(model):
