@@ -106,7 +106,7 @@ def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None 
     settings = Settings(ratios=[1.0], padding=0)
     inputs = []
     for height, width in [size] if size else [(SMALLEST_DYNAMIC, SMALLEST_DYNAMIC), (96, 208), (176, 112)]:
-        image, mask = 255 * torch.rand(1, 3, height, width), torch.rand(1, 1, height, width)
+        image, mask = torch.randint(256, (1, 3, height, width)).float(), torch.rand(1, 1, height, width)
         queries = []
         if file.metadata["queries"]:
             queries = [pixel_centres(n, image) for n in (height, width)]
