@@ -30,6 +30,14 @@ smallest. Rows without a config are figures of other projects.
 the schedule really run and the version of the annotations; `run TABLE --quick` runs the same rows with small models on
 drawn images. This file is written by `python tools/reproduce.py zoo` from `tools/reproduction/tables.yaml` and
 `tools/reproduction/obtained.json`.
+
+## AIRM for photos: the weights that come with the project
+
+Of no paper. [airm/pretrained/README.md](airm/pretrained/README.md) has their data and its terms, recipe, figures and limits.
+
+| Weights | Config | Photos of ECSSD, perturbed, IoU/mBA | through 28 x 28, IoU/mBA | command |
+| --- | --- | --- | --- | --- |
+| `airm/pretrained/airm_photo.pth` | airm_photo, in `configs/airm/small/` | TO BE FILLED | TO BE FILLED | `make photo-model` |
 """
 
 
