@@ -121,6 +121,7 @@ def to_half(path: Path) -> tuple[dict[str, Any], float, str]:
 
 
 def convert_trained(source: Path, output: Path) -> None:
+    """Write the file to hand on of a checkpoint or training's folder, and print its size and rounding."""
     content, difference, name = to_half(find_weights(source))
     with whole_or_not_at_all(output) as temporary:
         torch.save(content, temporary)
@@ -137,7 +138,8 @@ def main(args: argparse.Namespace) -> ConversionReport | None:
     if args.output.exists() and not args.overwrite:
         raise UserError(f"{args.output} exists already; pass --overwrite to replace it")
     if args.half:
-        return convert_trained(args.input, args.output)
+        convert_trained(args.input, args.output)
+        return None
     family, weights = recognise(args.input)
     with torch.device("meta"):
         own = family.build(weights.variant).state_dict()
