@@ -2,7 +2,7 @@
 
 In short:
 
-    refiner = InstanceRefiner(Refiner("airm.pth"))
+    refiner = InstanceRefiner()  # or InstanceRefiner(Refiner("airm.pth"))
     results = refiner.refine_results("photo.jpg", results).results  # COCO results of one image, masks as RLE
     detect = RefinedPredictor(Predictor(cfg), refiner)  # any instance model of Detectron2
     instances = detect(read_picture("photo.jpg"))
@@ -55,10 +55,11 @@ class RefinedResults(NamedTuple):
 class InstanceRefiner:
     """Refines the masks of an image's instances, each in a crop around it, with a trained AIRM."""
 
-    def __init__(self, refiner: Refiner, margin: float = 0.2, batch_size: int = 8):
+    def __init__(self, refiner: Refiner | None = None, margin: float = 0.2, batch_size: int = 8):
         """
         Args:
-            refiner: its tiles, memory limit and guard hold for each crop, and the memory limit for each batch.
+            refiner: its tiles, memory limit and guard hold for each crop, and the memory limit for each batch; by
+                default one with the weights that come with the project.
             margin: width of what a crop shows around the box of a mask, as a share of the box's longer side; it is at
                 least 32 pixels.
             batch_size: crops that go through the network at once, if they have one size and are not tiled. Good for
@@ -71,7 +72,7 @@ class InstanceRefiner:
             raise UserError(f"margin is {margin}; it is a share of an instance's longer side, from 0 up")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it is a number of crops, from 1 up")
-        self.refiner, self.margin, self.batch_size = refiner, margin, batch_size
+        self.refiner, self.margin, self.batch_size = refiner or Refiner(), margin, batch_size
 
     def refine(self, image: ImageLike, masks: np.ndarray) -> np.ndarray:
         """Refine (N, H, W) boolean masks of an image; one that is empty, or would be so, stays as it is.
