@@ -20,6 +20,7 @@ from tests.support.models import disc, load_tool, tiny_cfg
 H, W = 56, 72
 NAMES = ["000000000007.jpg", "000000000003.jpg", "000000000012.jpg"]
 IDS = [7, 3, 12]
+UNGUARDED = ("--no-guard", "--min-side", 0, "--min-area", 0)
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +105,10 @@ def truth(tmp_path):
 
 
 def test_json_in_json_out(refine, results, airm_weights, photos, capsys):
-    output, evaluation = refine("--results", results)
+    output, evaluation = refine("--results", results, *UNGUARDED)
     refined, before = json.loads((output / "refined.json").read_text()), some_results()
     assert evaluation is None and sorted(path.name for path in output.iterdir()) == ["refined.json"]
-    refiner = InstanceRefiner(Refiner(airm_weights))
+    refiner = InstanceRefiner(Refiner(airm_weights, guard=None), min_side=0, min_area=0)
     for old, new in zip(before, refined, strict=True):
         assert list(old) == list(new)
         assert {k: old[k] for k in old if k != "segmentation"} == {k: new[k] for k in new if k != "segmentation"}
@@ -144,9 +145,20 @@ def test_evaluation_before_and_after(refine, results, truth, capsys):
 
 
 def test_overlays_show_what_changed(refine, results):
-    output, _ = refine("--results", results, "--overlays", "--batch-size", 1, "--margin", 0.5)
+    output, _ = refine("--results", results, "--overlays", "--batch-size", 1, "--margin", 0.5, *UNGUARDED)
     names = sorted(path.name for path in (output / "overlays").iterdir())
     assert {f"{name[:-4]}.jpg" for name in NAMES} <= set(names) and "000000000003_change.jpg" in names
+
+
+def test_refused_masks_are_counted(refine, results, truth, capsys):
+    """What the guard takes of an untrained network; small masks are left alone."""
+    output, _ = refine("--results", results, "--annotations", truth, "--resolution", 28, "--min-side", 0)
+    counts = json.loads((output / "evaluation.json").read_text())["masks"]
+    assert counts["refined"] == 3 and counts["refused"] > 0 == counts["emptied"]  # one has 253 pixels
+    said = f"{counts['changed']} changed; 0 would have become empty and {counts['refused']} were refused by the guard"
+    assert said in capsys.readouterr().out
+    changed = [a != b for a, b in zip(some_results(), json.loads((output / "refined.json").read_text()), strict=True)]
+    assert changed[:2] == [False, False] and not changed[4]
 
 
 def test_annotations_without_ground_truth(refine, results, truth, capsys):
@@ -196,7 +208,7 @@ def test_one_category_is_that_of_png_masks(refine, tmp_path, truth):
 
 def test_detector(refine, config_file, detector_weights, photos, tmp_path):
     options = ["--config-file", config_file("patchdct"), "--weights", detector_weights, "--overlays"]
-    output, _ = refine(*options, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+    output, _ = refine(*options, *UNGUARDED, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
     coarse, refined = (json.loads((output / f"{name}.json").read_text()) for name in ("coarse", "refined"))
     images = json.loads((output / "images.json").read_text())
     assert [c["id"] for c in images["categories"]] == [0, 1, 2] and len(images["images"]) == 3
@@ -268,6 +280,7 @@ def test_an_interrupted_run_is_resumed(tool, refine, refuses, results, tmp_path,
     monkeypatch.setattr(tool, "read_picture", lambda path: read.append(path.name) or read_picture(path))
     refuses("has an unfinished run; --resume goes on", "--results", results)
     refuses("other options (margin)", "--results", results, "--resume", "--margin", 1)
+    refuses("other options (guard)", "--results", results, "--resume", "--no-guard")
     output, _ = refine("--results", results, "--resume")
     assert read == NAMES and (output / "refined.json").read_text() == expected
     assert not (output / "progress.jsonl").exists()
@@ -298,7 +311,7 @@ def test_nothing_is_overwritten_unasked(refine, refuses, results):
 
 
 def test_low_scores_stay(refine, results):
-    output, _ = refine("--results", results, "--min-score", 0.6)
+    output, _ = refine("--results", results, "--min-score", 0.6, *UNGUARDED)
     refined = json.loads((output / "refined.json").read_text())
     changed = [k for k, (a, b) in enumerate(zip(some_results(), refined, strict=True)) if a != b]
     assert changed == [1, 2, 3]  # of these, two were no compressed RLE
