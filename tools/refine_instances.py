@@ -210,7 +210,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     counts = {key: sum(entry["counts"][key] for _, entry in done) for key in COUNTS}
     print(
         f"{counts['refined']} of {len(coarse)} masks in {len(done)} images were refined, {counts['changed']} "
-        f"changed; {counts['emptied']} would have become empty and {counts['refused']} were refused by the guard: these "
+        f"changed; {counts['emptied']} would have become empty and {counts['refused']} were refused by the guard, and "
         f"stay as they were. They are in {args.output}"
     )
     evaluation = evaluate(work, coarse, refined)

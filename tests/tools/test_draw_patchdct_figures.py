@@ -1,5 +1,6 @@
 """The pictures of docs/patchdct.md and of the README, from the command line to the files."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def test_stages_belong_to_their_objects(weights, tmp_path, monkeypatch):
 
 def test_teaser_has_what_the_refiner_makes(weights, airm_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "Predictor", Oracle)
+    monkeypatch.setattr(tool, "Refiner", functools.partial(tool.Refiner, guard=None))  # an untrained one is refused
     options = ["--dataset", DATASET, "--weights", weights, "--refiner", airm_weights, "--output", tmp_path / "d.jpg"]
     numbers = draw("teaser", *options)
     truth = load_objects(DATASET, 1)
