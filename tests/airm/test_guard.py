@@ -35,8 +35,8 @@ def test_without_thresholds_everything_is_taken():
     assert mask is refined and not refusal and not kept
 
 
-# Two cells, of 5 pixels each where the object has 8, at least of one pixel each; a row next to the contour is row 0
-@pytest.mark.parametrize("resolution, rows", [(8, 10), (28, 2), (400, 2), (0, 5)])
+# Two cells, of 5 pixels each where the object has 8; the row along the contour is row 0
+@pytest.mark.parametrize("resolution, rows", [(8, 10), (28, 2), (400, 0), (0, 5)])
 def test_pixels_out_of_reach_keep_the_coarse_mask(resolution, rows):
     refined = np.where(square(top=10), 0.9, 0.2).astype(np.float32)  # 20 rows more
     mask, refusal, kept = guard_mask(COARSE, refined, replace(NOTHING, reach=2.0), resolution)
