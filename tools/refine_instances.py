@@ -241,7 +241,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--min-score", type=float, default=0.0, metavar="S", help="leave masks with lower scores as they are")
     add("--margin", type=float, default=0.2, metavar="M", help="around an instance, as a share of its longer side")
     add("--min-side", type=int, default=224, metavar="N", help="enlarge crops to longer sides of N pixels; 0 for none")
-    add("--min-area", type=int, default=256, metavar="N", help="leave masks of fewer pixels as they are")
+    add("--min-area", type=int, default=1024, metavar="N", help="leave masks of fewer pixels as they are")
     grid = "masks were made of N x N cells in their boxes, 0: of pixels; default: found from each mask"
     add("--resolution", type=int, metavar="N", help=grid)
     every = "take every refinement, however far it goes and unsure it is"

@@ -233,7 +233,7 @@ def test_behind_a_detector(refiner):
     found.pred_classes = torch.tensor([2, 0, 1])
     found.pred_masks = torch.stack([disc(H, W, (60, 70), 15), disc(H, W, (30, 30), 10), torch.zeros(H, W).bool()])
     before = found.pred_masks.clone()
-    in_crops = InstanceRefiner(refiner, min_side=0)
+    in_crops = InstanceRefiner(refiner, min_side=0, min_area=0)
     refined = RefinedPredictor(lambda image: found, in_crops)(IMAGE)
     assert refined.pred_masks.dtype == torch.bool and torch.equal(found.pred_masks, before)
     assert not torch.equal(refined.pred_masks[:2], before[:2]) and not refined.pred_masks[2].any()

@@ -120,8 +120,8 @@ def test_json_in_json_out(refine, results, airm_weights, photos, capsys):
 
 
 def test_a_guard_that_lets_nothing_change_gives_identical_masks(refine, results):
-    """With the highest confidence asked for, the coarse mask is kept everywhere."""
-    output, _ = refine("--results", results, "--min-confidence", 1)
+    """With the highest confidence asked for, the coarse mask is kept everywhere, also in enlarged crops."""
+    output, _ = refine("--results", results, "--min-confidence", 1, "--min-area", 0, "--min-side", 100)
     refined = json.loads((output / "refined.json").read_text())
     assert refined == [{**old, "segmentation": to_rle(old["segmentation"], H, W)} for old in some_results()]
     again, _ = refine("--results", output / "refined.json", "--min-confidence", 1, output="again")
@@ -152,7 +152,9 @@ def test_overlays_show_what_changed(refine, results):
 
 def test_refused_masks_are_counted(refine, results, truth, capsys):
     """What the guard takes of an untrained network; small masks are left alone."""
-    output, _ = refine("--results", results, "--annotations", truth, "--resolution", 28, "--min-side", 0)
+    output, _ = refine(
+        "--results", results, "--annotations", truth, "--resolution", 28, "--min-side", 0, "--min-area", 256
+    )
     counts = json.loads((output / "evaluation.json").read_text())["masks"]
     assert counts["refined"] == 3 and counts["refused"] > 0 == counts["emptied"]  # one has 253 pixels
     said = f"{counts['changed']} changed; 0 would have become empty and {counts['refused']} were refused by the guard"
@@ -264,7 +266,8 @@ def test_results_of_unknown_images(refuses, results, truth, tmp_path):
 
 
 def test_an_interrupted_run_is_resumed(tool, refine, refuses, results, tmp_path, monkeypatch):
-    expected = (refine("--results", results, output="whole")[0] / "refined.json").read_text()
+    options = ("--results", results, *UNGUARDED)
+    expected = (refine(*options, output="whole")[0] / "refined.json").read_text()
     read = []
 
     def interrupted(path):
@@ -275,23 +278,24 @@ def test_an_interrupted_run_is_resumed(tool, refine, refuses, results, tmp_path,
 
     monkeypatch.setattr(tool, "read_picture", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        refine("--results", results)
+        refine(*options)
     assert read == [NAMES[0]] and not (tmp_path / "out" / "refined.json").exists()
     monkeypatch.setattr(tool, "read_picture", lambda path: read.append(path.name) or read_picture(path))
-    refuses("has an unfinished run; --resume goes on", "--results", results)
-    refuses("other options (margin)", "--results", results, "--resume", "--margin", 1)
-    refuses("other options (guard)", "--results", results, "--resume", "--no-guard")
-    output, _ = refine("--results", results, "--resume")
+    refuses("has an unfinished run; --resume goes on", *options)
+    refuses("other options (margin)", *options, "--resume", "--margin", 1)
+    refuses("other options (guard)", "--results", results, "--resume", *UNGUARDED[1:])
+    output, _ = refine(*options, "--resume")
     assert read == NAMES and (output / "refined.json").read_text() == expected
     assert not (output / "progress.jsonl").exists()
 
 
 def test_a_missing_image_can_be_added(refine, refuses, results, photos, tmp_path):
     (photos / NAMES[1]).rename(tmp_path / "elsewhere.jpg")
-    refuses("image 3: no such file", "--results", results)
+    options = ("--results", results, *UNGUARDED)
+    refuses("image 3: no such file", *options)
     (tmp_path / "elsewhere.jpg").rename(photos / NAMES[1])
-    resumed, _ = refine("--results", results, "--resume")
-    whole, _ = refine("--results", results, output="whole")
+    resumed, _ = refine(*options, "--resume")
+    whole, _ = refine(*options, output="whole")
     assert (resumed / "refined.json").read_text() == (whole / "refined.json").read_text()
 
 
