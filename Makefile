@@ -4,6 +4,12 @@ PYTHON ?= python3
 # The versions known to work together; an environment of your own keeps those it has.
 CONSTRAINTS ?= $(if $(filter .venv,$(VENV)),constraints.txt)
 WORKERS ?= 2
+# Of photo-model: where the data sets are, what is trained on them, with which seeds, and the file of the first one
+DATA ?= datasets
+ECSSD ?= $(DATA)/ECSSD
+CONFIG ?= configs/airm/small/airm_photo.yaml
+SEEDS ?= 1
+PHOTO_WEIGHTS ?= airm/pretrained/airm_photo.pth
 
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
@@ -16,7 +22,7 @@ endef
 export TELL_OF_ANOTHER
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-airm test test-gpu docs-check lint types doctor clean
+.PHONY: help install demo demo-airm demo-photo photo-model test test-gpu docs-check lint types doctor clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +41,18 @@ demo: install ## train a small PatchDCT model on synthetic shapes (CPU) and draw
 
 demo-airm: install ## train a small AIRM on synthetic data (CPU) and refine a large mask
 	$(RUN) tools/train_demo.py --model airm
+
+demo-photo: install ## refine a rough outline of a photo with the weights that come with the project
+	$(RUN) -m airm.refine --example --overwrite
+
+# Repeated after an interruption, it goes on with the training
+photo-model: install ## make these weights anew (hours): DATA=folder of the data sets, SEEDS="1 2 3"
+	mkdir -p datasets/photo && ln -sfn $(abspath $(ECSSD)) datasets/photo/ecssd
+	$(RUN) datasets/prepare_refinement.py --split datasets/photo/ecssd --output datasets/photo
+	$(RUN) datasets/prepare_refinement.py --instances $(DATA)/coco128/instances.json $(DATA)/coco128/images --output datasets/photo/instances/coco128
+	$(RUN) datasets/prepare_refinement.py --instances $(DATA)/coco/annotations/instances_train2017.json $(DATA)/coco/train2017 --output datasets/photo/instances/coco
+	for seed in $(SEEDS); do $(RUN) tools/train_net.py --config-file $(CONFIG) --resume SEED $$seed OUTPUT_DIR output/airm_photo_$$seed || exit; done
+	$(RUN) tools/convert_weights.py --half output/airm_photo_$(firstword $(SEEDS)) $(PHOTO_WEIGHTS) --overwrite
 
 # Each worker computes on one thread: quicker than sharing the cores, and sums come out in the same order everywhere.
 test: install ## run the tests; PYTEST_ARGS="-k name" selects some

@@ -187,6 +187,7 @@ class CoarseToFine:
         settings: Settings,
         progress: bool = False,
         predict: Callable[[Tensor, Tensor], Any] | None = None,
+        computed: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         """
         Args:
@@ -195,8 +196,11 @@ class CoarseToFine:
             settings: see there.
             progress: whether to show a progress bar of the tiles.
             predict: from images and masks to what the tiles of a ratio have in common, see :meth:`AIRM.predict`.
+            computed: from images and masks of a ratio to images with the channels that are computed of both, see
+                :meth:`AIRM.with_computed`.
         """
-        self.step, self.settings, self.progress, self.predict = step, settings, progress, predict
+        self.step, self.settings, self.progress = step, settings, progress
+        self.predict, self.computed = predict, computed
         longer = max(images.shape[2:])
         ratios = settings.ratios
         used = [r for r in ratios[:-1] if longer * r >= settings.min_size_test] + list(ratios[-1:])
@@ -240,7 +244,8 @@ class CoarseToFine:
         grid = self.grids[level]
         last = level + 1 == len(self.grids)
         size = [axis.full for axis in grid] if last else [axis.size for axis in self.grids[level + 1]]
-        images, padded = (_pad(x, grid) for x in (self.images[level], masks))
+        images = self.images[level] if self.computed is None else self.computed(self.images[level], masks)
+        images, padded = (_pad(x, grid) for x in (images, masks))
         # What no tile answers keeps the coarser mask
         result = F.interpolate(masks, tuple(size), mode="bilinear", align_corners=False)
         tiles = self.tiles(level)

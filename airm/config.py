@@ -46,6 +46,9 @@ def add_airm_config(cfg: CfgNode) -> None:
     # Rank of the predicted weights, parameter `r` in Eq. 6, and the hypernetwork's channels, stride 2 each
     airm.RANK = 20
     airm.HYPERNETWORK_CHANNELS = [32, 64, 64]
+    # Of "mask", "image", "colour" and "local", what the mapping also sees at each pixel, see airm/query_inputs.py; not
+    # of the paper. The last two, which are computed from image and mask, the encoder sees, too
+    airm.QUERY_INPUTS = []
     # Whether training has the affinity loss, and how far apart in its grid two positions may be, parameter `R`
     airm.AFFINITY = True
     airm.AFFINITY_RADIUS = 14.0
@@ -56,6 +59,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.GRADIENT_WEIGHT = 0.4
     airm.MAPPING_LOSS_WEIGHT = 0.5
     airm.AFFINITY_LOSS_WEIGHT = 0.5
+    # What pixels near the truth's contour count more than others do in l1, l2 and cross-entropy; not of the paper
+    airm.BAND_WEIGHT = 0.0
     # Checkpoint of an AIRM whose encoder training starts from and leaves as it is, as in Sec. 3.2; "": none
     airm.FROZEN_ENCODER = ""
 
@@ -83,6 +88,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     cfg.INPUT.REFINEMENT = refinement = CfgNode()
     # Side in pixels of the square crops that training sees
     refinement.CROP_SIZE = 224
+    # Whether a crop is to hold a place of the mask's contour, else some foreground
+    refinement.CROP_AT_CONTOUR = False
     refinement.FLIP_PROB = 0.5
     # Strengths for brightness, contrast, saturation and hue
     refinement.COLOR_JITTER = [0.3, 0.3, 0.3, 0.1]
@@ -91,6 +98,10 @@ def add_airm_config(cfg: CfgNode) -> None:
     # "contour", with errors near the contour alone
     refinement.PERTURBATION = "regions"
     refinement.IOU_RANGE = [0.8, 1.0]
+    # Several kinds of coarse masks, each as frequent: see airm/data/coarse_masks.py; []: PERTURBATION alone
+    refinement.COARSE_MASKS = []
+    # Pictures are resized by a factor from this range before a crop is cut
+    refinement.SCALE_RANGE = [1.0, 1.0]
     # Perturb the whole mask, as for testing, instead of the crop's, whose errors are smaller as they go with its size
     refinement.PERTURB_BEFORE_CROP = False
     # Of the coarse masks of test sets that have none

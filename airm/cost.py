@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .coarse_to_fine import CoarseToFine, Settings, Tile
+from .encoder import INPUT_CHANNELS
 from .implicit_mapping import AIRMF, MappingParameters
 from .meta_arch import AIRM
+from .query_inputs import num_computed
 
 
 class PassCost(NamedTuple):
@@ -94,13 +96,16 @@ def pass_cost(
     """
     # Parameters that SIRMF hands through would ask the counter for gradients
     network: AIRM = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-    encode = functools.cache(functools.partial(_encode, network))
+    channels = INPUT_CHANNELS + num_computed(network.query_inputs)
+    encode = functools.cache(functools.partial(_encode, network, channels))
 
     @functools.cache
     def count_queries(num_rows: int, num_cols: int, *size: int) -> int:
         rows, cols = (torch.empty(n, device="meta") for n in (num_rows, num_cols))
         with FlopCounterMode(display=False) as counter:
-            network.query(encode(*size).features, rows, cols, None, encode(*size).parameters)
+            inputs = torch.empty(1, channels, *size, device="meta")
+            encoded = encode(*size)
+            network.query(encoded.features, rows, cols, None, encoded.parameters, network.query_maps(inputs))
         return counter.get_total_flops() // 2
 
     costs = []
@@ -150,9 +155,9 @@ class _Encoded(NamedTuple):
     parameters: MappingParameters
 
 
-def _encode(model: AIRM, height: int, width: int) -> _Encoded:
+def _encode(model: AIRM, channels: int, height: int, width: int) -> _Encoded:
     with FlopCounterMode(display=False) as counter:
-        features = model.encoder(torch.empty(1, 4, height, width, device="meta"))
+        features = model.encoder(torch.empty(1, channels, height, width, device="meta"))
         encoding = counter.get_total_flops()
         parameters = model.mapping(features)
     # Nothing else in an encoder multiplies two activations; layers are convolutions, mm and addmm

@@ -13,8 +13,9 @@ from pixelmask.errors import UserError
 
 from .affinity import AttentionAffinity, FeatureAffinity, LogAffinity
 from .backbone.mix_transformer import MixTransformer
+from .query_inputs import num_computed
 
-INPUT_CHANNELS = 4  # red, green, blue, coarse mask
+INPUT_CHANNELS = 4  # red, green, blue, coarse mask; what is computed of them may follow
 
 
 class AffinityEmpoweredEncoder(nn.Module):
@@ -33,7 +34,7 @@ class AffinityEmpoweredEncoder(nn.Module):
     ):
         """
         Args:
-            backbone: takes 4 channels.
+            backbone: takes 4 channels, and those of computed inputs (see :mod:`.query_inputs`).
             in_features: its stages that make up F, the finest first.
             stage_channels: channels that each of them gives to F.
             fusion: whether a 3 x 3 convolution follows where they are joined.
@@ -62,7 +63,9 @@ class AffinityEmpoweredEncoder(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         airm = cfg.MODEL.AIRM
-        backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, ShapeSpec(channels=INPUT_CHANNELS))
+        backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(
+            cfg, ShapeSpec(channels=INPUT_CHANNELS + num_computed(airm.QUERY_INPUTS))
+        )
         return {
             "backbone": backbone,
             "in_features": airm.IN_FEATURES,
@@ -73,7 +76,7 @@ class AffinityEmpoweredEncoder(nn.Module):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 4, H, W) normalised image and mask to F, (B, D, h, w) at the first stage's stride."""
+        """What ``AIRM.encoder_input`` makes of image and mask to F, (B, D, h, w) at the first stage's stride."""
         # A ResNet is faster on the CPU in this format; the tokens of a Mix Transformer have it anyway
         return self._fuse(self.backbone(x.contiguous(memory_format=torch.channels_last)))
 

@@ -6,7 +6,9 @@ calls it once for each ratio, and tile; what lies between these calls is resizin
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from pixelmask.images import ImageLike, to_rgb
 from .coarse_to_fine import ALIGNMENT, SMALLEST_SIDE, CoarseToFine, Settings
 from .implicit_mapping import pixel_centres
 from .meta_arch import AIRM
+from .query_inputs import computed_inputs, num_computed
 from .refine.inputs import MaskLike, check_size, to_soft
 
 SMALLEST_DYNAMIC = 64
@@ -42,7 +45,8 @@ class RefinementStep(nn.Module):
     def forward(self, image: Tensor, mask: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Tensor:
         """
         Args:
-            image: (1, 3, H, W) float32 RGB in [0, 255].
+            image: (1, 3, H, W) float32 RGB in [0, 255]. With ``queries``, which come with windows of an image, the E
+                channels follow that are computed of all of it, see :func:`.query_inputs.computed_inputs`.
             mask: (1, 1, H, W) float32 coarse mask in [0, 1].
             rows, cols: (R,) and (C,) float32 positions to ask for, in a frame in which the image spans [-1, 1]; with
                 ``queries`` only. Else R is H and C is W, and they are the centres of the pixels.
@@ -50,9 +54,11 @@ class RefinementStep(nn.Module):
         Returns:
             (1, 1, R, C) refined mask in [0, 1].
         """
+        images = torch.cat([self.model.normalise(image[:, :3]), image[:, 3:]], dim=1)
         if rows is None or cols is None:
             rows, cols = (pixel_centres(n, image) for n in image.shape[2:])
-        return self.model.step(self.model.normalise(image), mask, rows, cols)
+            images = self.model.with_computed(images, mask) if self.model.has_computed else images
+        return self.model.step(images, mask, rows, cols)
 
 
 def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) -> Export:
@@ -80,8 +86,12 @@ def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) ->
         dynamic = [sides, sides, *queries]
     shape = size or (6 * ALIGNMENT, 10 * ALIGNMENT)  # unequal sides, so that they are not taken for one
     image, mask = 255 * torch.rand(1, 3, *shape), (torch.rand(1, 1, *shape) > 0.5).float()
+    query_inputs = step.model.query_inputs
+    if step.queries and step.model.has_computed:
+        image = _with_computed(query_inputs, image, mask)
     grid = [pixel_centres(2 * n, image) for n in shape] if step.queries else []
     metadata = {"part": "refiner", "queries": step.queries, "size": size, "settings": asdict(step.model.settings)}
+    metadata["query_inputs"] = query_inputs
     return export_module(step, (image, mask, *grid), metadata, "refined_mask", dynamic, dims)
 
 
@@ -96,10 +106,18 @@ def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None 
     settings = Settings(ratios=[1.0], padding=0)
     inputs = []
     for height, width in [size] if size else [(SMALLEST_DYNAMIC, SMALLEST_DYNAMIC), (96, 208), (176, 112)]:
-        image, mask = 255 * torch.rand(1, 3, height, width), torch.rand(1, 1, height, width)
-        queries = [pixel_centres(n, image) for n in (height, width)] if file.metadata["queries"] else []
+        image, mask = torch.randint(256, (1, 3, height, width)).float(), torch.rand(1, 1, height, width)
+        queries = []
+        if file.metadata["queries"]:
+            queries = [pixel_centres(n, image) for n in (height, width)]
+            image = _with_computed(model.query_inputs, image, mask) if model.has_computed else image
         inputs.append((image, mask, *queries))
-    return largest_difference(file, lambda image, mask, *_: model.refine(image[0], mask[0], settings)[None], inputs)
+    return largest_difference(file, lambda image, mask, *_: model.refine(image[0, :3], mask[0], settings)[None], inputs)
+
+
+def _with_computed(query_inputs: Sequence[str], images: Tensor, masks: Tensor) -> Tensor:
+    """As :meth:`AIRM.with_computed`, of (1, 3, H, W) images in [0, 255]."""
+    return torch.cat([images, computed_inputs(images / 255, masks, query_inputs)], dim=1)
 
 
 class ExportedRefiner:
@@ -128,6 +146,8 @@ class ExportedRefiner:
         # Files of version 0.1.0 have it beside the other settings
         settings = {"min_confidence": about.get("min_confidence", 0.0), **about["settings"]}
         self.size, self.settings = about["size"], Settings(**settings)
+        query_inputs = about.get("query_inputs", ())
+        self._computed = partial(_with_computed, query_inputs) if num_computed(query_inputs) else None
         if tile_size is None and self.size:
             tile_size = max(self.size)
         if tile_size is not None:
@@ -150,7 +170,7 @@ class ExportedRefiner:
         check_size(soft, mask, pixels, image)
         whole = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))
         coarse = torch.from_numpy(soft.values.astype(np.float32)).reshape(-1, 1, 1, *whole.shape[1:])
-        passes = CoarseToFine(self._step, whole[None], self.settings)
+        passes = CoarseToFine(self._step, whole[None], self.settings, computed=self._computed)
         refined = [passes.refine(mask).numpy() for mask in coarse]
         return np.reshape(refined, soft.values.shape).astype(np.float32)
 

@@ -5,6 +5,7 @@ them: features in, the weights and biases of each layer out. :func:`query_grid` 
 
 The MLP's input are D feature channels and six coordinates: p - q, q and the query's cell, each as (y, x). All are in
 units of the feature map: it spans [-1, 1], and p - q and the cell are scaled so that one feature position is 2 wide.
+Not of the paper, further inputs can be maps of a finer resolution, at q: see :mod:`.query_inputs`.
 
 Eq. 2 and 5 ask, for each position q, the four nearest feature positions p for ``f(z_p, p - q)`` and weigh the answers.
 On a grid three things are common to many positions, with the same result:
@@ -34,18 +35,18 @@ MappingParameters = list[tuple[Tensor, Tensor]]
 """(B or 1, out, in) weight and (B or 1, out) bias of each layer."""
 
 
-def layer_shapes(in_channels: int, hidden_features: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (out, in) of each layer of the mapping of features with ``in_channels``."""
-    widths = [in_channels + COORDINATES, *hidden_features, 1]
+def layer_shapes(in_channels: int, hidden_features: Sequence[int], map_channels: int = 0) -> list[tuple[int, int]]:
+    """Return (out, in) of each layer of the mapping of features with ``in_channels``, and of maps."""
+    widths = [in_channels + COORDINATES + map_channels, *hidden_features, 1]
     return [(widths[i + 1], widths[i]) for i in range(len(widths) - 1)]
 
 
 class SIRMF(nn.Module):
     """Shared implicit representation mapping function: one MLP for all samples (Eq. 2)."""
 
-    def __init__(self, in_channels: int, hidden_features: Sequence[int]):
+    def __init__(self, in_channels: int, hidden_features: Sequence[int], map_channels: int = 0):
         super().__init__()
-        self.shapes = layer_shapes(in_channels, hidden_features)
+        self.shapes = layer_shapes(in_channels, hidden_features, map_channels)
         layers = [nn.Linear(i, o) for o, i in self.shapes]
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -70,7 +71,13 @@ class AIRMF(nn.Module):
     """Adaptive implicit representation mapping function: a hypernetwork predicts the MLP of each sample (Eq. 5, 6)."""
 
     def __init__(
-        self, in_channels: int, hidden_features: Sequence[int], rank: int, channels: Sequence[int], norm: str = "BN"
+        self,
+        in_channels: int,
+        hidden_features: Sequence[int],
+        rank: int,
+        channels: Sequence[int],
+        norm: str = "BN",
+        map_channels: int = 0,
     ):
         """
         Args:
@@ -79,10 +86,11 @@ class AIRMF(nn.Module):
             rank: columns of A and rows of B in W = A B, parameter ``r``.
             channels: of the hypernetwork's convolutions, stride 2 each.
             norm: of these, a name of Detectron2's ``get_norm``.
+            map_channels: of the maps that :func:`query_grid` will get, E.
         """
         super().__init__()
         self.rank = rank
-        self.shapes = layer_shapes(in_channels, hidden_features)
+        self.shapes = layer_shapes(in_channels, hidden_features, map_channels)
         widths = [in_channels, *channels]
         self.convs = nn.Sequential(
             *(_ConvReLUNorm(i, o, 3, 2, 1, norm=get_norm(norm, o)) for i, o in zip(widths[:-1], channels, strict=True))
@@ -151,7 +159,13 @@ def neighbours(positions: Tensor, n: int) -> Neighbours:
 
 
 def query_grid(
-    features: Tensor, parameters: MappingParameters, rows: Tensor, cols: Tensor, cell: float, chunk: int | None = None
+    features: Tensor,
+    parameters: MappingParameters,
+    rows: Tensor,
+    cols: Tensor,
+    cell: float,
+    chunk: int | None = None,
+    maps: Tensor | None = None,
 ) -> Tensor:
     """Evaluate the mapping of Eq. 2 or 5 on a grid.
 
@@ -161,6 +175,7 @@ def query_grid(
         rows, cols: (R,) and (C,) positions, neither empty, in the feature map's frame, which spans [-1, 1].
         cell: side of a query's pixel; one feature position is 2.
         chunk: grid positions evaluated at once, in whole rows and at least one; None for all, which can be exported.
+        maps: (B, E, H, W) in the same frame; their values at q are E more inputs, after the others.
 
     Returns:
         (B, 1, R, C) logits of the refined mask.
@@ -169,17 +184,23 @@ def query_grid(
     channels, h, w = features.shape[1:]
     projected = _linear(features.flatten(2).mT, weight[:, :, :channels], bias).unflatten(1, (h, w))
     # Columns of the first layer: p - q, q and the cell, each as y, x. Products, not matrices: autocast leaves them be
-    coordinates = weight[:, None, :, channels:].float().unflatten(3, (COORDINATES // 2, 2))
+    first_map = channels + COORDINATES
+    coordinates = weight[:, None, :, channels:first_map].float().unflatten(3, (COORDINATES // 2, 2))
     y, x = neighbours(rows, h), neighbours(cols, w)
     row_terms = [_coordinate_term(coordinates[..., 0], offset, rows, cell)[:, :, None] for offset in y.offsets]
     col_terms = [_coordinate_term(coordinates[..., 1], offset, cols, cell)[:, None] for offset in x.offsets]
 
     def evaluate(part: slice) -> Tensor:
-        answer = projected.new_zeros(())
+        answer, of_maps = projected.new_zeros(()), None
+        if maps is not None:
+            values = sample_grid(maps, rows[part], cols).permute(0, 2, 3, 1)
+            of_maps = values @ weight[:, None, :, first_map:].mT
         for i in range(2):
             of_rows = projected.index_select(1, y.indices[i, part]) + row_terms[i][:, part]
             for j in range(2):
                 hidden = of_rows.index_select(2, x.indices[j]) + col_terms[j]
+                if of_maps is not None:
+                    hidden = hidden + of_maps
                 area = y.weights[i, part, None] * x.weights[j]
                 answer = answer + area * _mlp(hidden, hidden_layers)
         return answer
@@ -188,6 +209,18 @@ def query_grid(
         return evaluate(slice(None))[:, None]
     step = max(1, chunk // len(cols))
     return torch.cat([evaluate(slice(start, start + step)) for start in range(0, len(rows), step)], dim=1)[:, None]
+
+
+def sample_grid(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Interpolate (B, E, H, W) maps bilinearly at (R,) and (C,) positions of their frame, to (B, E, R, C)."""
+    for axis, positions in ((2, rows), (3, cols)):
+        near = neighbours(positions, maps.shape[axis])
+        before, after = (
+            maps.index_select(axis, index) * weight.view(-1, *[1] * (3 - axis))
+            for index, weight in zip(near.indices, near.weights, strict=True)
+        )
+        maps = before + after
+    return maps
 
 
 def _coordinate_term(weight: Tensor, offset: Tensor, positions: Tensor, cell: float) -> Tensor:

@@ -1,6 +1,6 @@
 """AIRM (Fig. 3): encoder, implicit representation mapping, losses, and refinement at inference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from .coarse_to_fine import CoarseToFine, Settings
 from .encoder import AffinityEmpoweredEncoder
 from .implicit_mapping import AIRMF, SIRMF, MappingParameters, pixel_centres, query_grid
 from .losses import mapping_losses
+from .query_inputs import CHANNELS, COMPUTED, computed_inputs
 
 Pass = TypeVar("Pass", bound=CoarseToFine)
 
@@ -44,6 +45,8 @@ class AIRM(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         freeze_encoder: bool = False,
+        query_inputs: Sequence[str] = (),
+        band_weight: float = 0.0,
     ):
         """
         Args:
@@ -54,10 +57,12 @@ class AIRM(nn.Module):
             settings: of inference, where a call gives no others.
             pixel_mean, pixel_std: RGB, for images in [0, 255].
             freeze_encoder: whether training leaves the encoder as it is, the statistics of its norms too.
+            query_inputs: what the mapping also sees at q, keys of :data:`.query_inputs.CHANNELS`.
+            band_weight: see :func:`.losses.mapping_losses`.
         """
         super().__init__()
         self.encoder, self.mapping = encoder, mapping
-        self.freeze_encoder = freeze_encoder
+        self.freeze_encoder, self.query_inputs, self.band_weight = freeze_encoder, query_inputs, band_weight
         if freeze_encoder:
             encoder.requires_grad_(False)
         # Of a pixel of the encoder's input, which training queries; a position of F is 2. The smaller cells of pixels
@@ -70,12 +75,16 @@ class AIRM(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         airm = cfg.MODEL.AIRM
+        unknown = sorted(set(airm.QUERY_INPUTS) - set(CHANNELS))
+        if unknown:
+            raise UserError(f"MODEL.AIRM.QUERY_INPUTS has {unknown[0]!r}; known are {', '.join(CHANNELS)}")
+        maps = sum(CHANNELS[name] for name in airm.QUERY_INPUTS)
         encoder = AffinityEmpoweredEncoder(cfg)
         if airm.MAPPING == "SIRMF":
-            mapping: nn.Module = SIRMF(encoder.out_channels, airm.HIDDEN_FEATURES)
+            mapping: nn.Module = SIRMF(encoder.out_channels, airm.HIDDEN_FEATURES, maps)
         elif airm.MAPPING == "AIRMF":
             widths = airm.HYPERNETWORK_CHANNELS
-            mapping = AIRMF(encoder.out_channels, airm.HIDDEN_FEATURES, airm.RANK, widths, airm.NORM)
+            mapping = AIRMF(encoder.out_channels, airm.HIDDEN_FEATURES, airm.RANK, widths, airm.NORM, maps)
         else:
             raise UserError(f"MODEL.AIRM.MAPPING is {airm.MAPPING!r}; known are 'AIRMF' and 'SIRMF'")
         half, weights = airm.MAPPING_LOSS_WEIGHT, {"affinity": airm.AFFINITY_LOSS_WEIGHT}
@@ -90,6 +99,8 @@ class AIRM(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "freeze_encoder": bool(airm.FROZEN_ENCODER),
+            "query_inputs": tuple(airm.QUERY_INPUTS),
+            "band_weight": airm.BAND_WEIGHT,
         }
 
     @property
@@ -110,7 +121,8 @@ class AIRM(nn.Module):
         """
         Args:
             batched_inputs: of each sample ``image``, (3, H, W) RGB in [0, 255], and ``coarse_mask``, (1, H, W) in
-                [0, 1]; for training all of one size, and with the truth ``mask``, (1, H, W), 0 or 1.
+                [0, 1]; for training all of one size, and with the truth ``mask``, (1, H, W), 0 or 1, and
+                with ``colour``, (1, H, W) of :func:`.query_inputs.colour_ratio`, where the mapping sees it.
 
         Returns:
             in training the weighted losses ``loss_l1``, ``loss_l2``, ``loss_ce``, ``loss_gradient``,
@@ -161,15 +173,36 @@ class AIRM(nn.Module):
     ) -> Pass:
         """Return what refines masks of normalised (B, 3, H, W) images: a ``CoarseToFine``, or a subclass of it."""
         predict = self.predict if isinstance(self.mapping, AIRMF) else None
-        return kind(self.step, images, settings or self.settings, progress, predict)
+        computed = self.with_computed if self.has_computed else None
+        return kind(self.step, images, settings or self.settings, progress, predict, computed)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) RGB in [0, 255] to what the encoder takes, on the model's device."""
         return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
 
+    @property
+    def has_computed(self) -> bool:
+        """Whether there are inputs that are computed from whole images and masks."""
+        return any(name in self.query_inputs for name in COMPUTED)
+
+    def with_computed(self, images: Tensor, masks: Tensor, ratio: Tensor | None = None) -> Tensor:
+        """Append E channels to normalised (B, 3, H, W) images: see :func:`.query_inputs.computed_inputs`."""
+        colours = (images * self.pixel_std + self.pixel_mean) / 255
+        return torch.cat([images, computed_inputs(colours, masks, self.query_inputs, ratio)], dim=1)
+
     def encoder_input(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Join normalised (B, 3, H, W) images and (B, 1, H, W) masks in [0, 1] to (B, 4, H, W)."""
-        return torch.cat([images, 2 * masks - 1], dim=1)
+        """Join (B, 3 + E, H, W) images, of :meth:`with_computed` if E > 0, and (B, 1, H, W) masks in [0, 1]."""
+        return torch.cat([images[:, :3], 2 * masks - 1, images[:, 3:]], dim=1)
+
+    def query_maps(self, inputs: Tensor) -> Tensor | None:
+        """Return what the mapping sees at q of (B, 4 + E, H, W) inputs of the encoder; None for nothing."""
+        channels = {"image": slice(0, 3), "mask": slice(3, 4)}
+        start = 4
+        for name in COMPUTED:
+            if name in self.query_inputs:
+                channels[name] = slice(start, start + CHANNELS[name])
+                start += CHANNELS[name]
+        return torch.cat([inputs[:, channels[name]] for name in self.query_inputs], 1) if self.query_inputs else None
 
     def query(
         self,
@@ -178,9 +211,10 @@ class AIRM(nn.Module):
         cols: Tensor,
         chunk: int | None = None,
         parameters: MappingParameters | None = None,
+        maps: Tensor | None = None,
     ) -> Tensor:
         """Return (B, 1, R, C) logits that the mapping, by default F's own, has for F on a grid; see `query_grid`."""
-        return query_grid(features, parameters or self.mapping(features), rows, cols, self.cell, chunk)
+        return query_grid(features, parameters or self.mapping(features), rows, cols, self.cell, chunk, maps)
 
     def predict(self, images: Tensor, masks: Tensor) -> MappingParameters:
         """Encode images and masks as :meth:`step` does, and predict their mapping."""
@@ -198,7 +232,8 @@ class AIRM(nn.Module):
         """Take one step of refinement, Fig. 3 from left to right: encode, predict the mapping, ask it.
 
         Args:
-            images, masks: normalised (B, 3, H, W), and (B, 1, H, W) in [0, 1]; sides are multiples of 16.
+            images, masks: normalised (B, 3 + E, H, W), see :meth:`encoder_input`, and (B, 1, H, W) in [0, 1]; sides
+                are multiples of 16.
             rows, cols: (R,) and (C,) positions to ask for, in a frame in which the images span [-1, 1].
             chunk: positions asked for at once; None for all.
             parameters: of the mapping; by default they are predicted from these images and masks.
@@ -206,13 +241,17 @@ class AIRM(nn.Module):
         Returns:
             (B, 1, R, C) refined masks in [0, 1].
         """
-        return self.query(self.encoder(self.encoder_input(images, masks)), rows, cols, chunk, parameters).sigmoid()
+        inputs = self.encoder_input(images, masks)
+        return self.query(self.encoder(inputs), rows, cols, chunk, parameters, self.query_maps(inputs)).sigmoid()
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = self.normalise(torch.stack([x["image"].to(self.device) for x in batched_inputs]))
         coarse, masks = (
             torch.stack([x[key].to(self.device) for x in batched_inputs]) for key in ("coarse_mask", "mask")
         )
+        if self.has_computed:
+            ratios = [x["colour"] for x in batched_inputs if "colour" in x]
+            images = self.with_computed(images, coarse, torch.stack(ratios).to(self.device) if ratios else None)
         inputs = self.encoder_input(images, coarse)
         losses = {}
         if self.encoder.affinity is None:
@@ -221,5 +260,6 @@ class AIRM(nn.Module):
             features, affinity, grid = self.encoder.forward_with_affinity(inputs)
             losses["affinity"] = affinity_loss(affinity, masks, grid, self.affinity_radius)
         rows, cols = (pixel_centres(n, features) for n in masks.shape[2:])
-        losses |= mapping_losses(self.query(features, rows, cols), masks)
+        logits = self.query(features, rows, cols, maps=self.query_maps(inputs))
+        losses |= mapping_losses(logits, masks, self.band_weight)
         return {f"loss_{name}": self.loss_weights[name] * loss for name, loss in losses.items()}

@@ -4,7 +4,7 @@ In short:
 
     from airm import Refiner
 
-    refiner = Refiner("model_final.pth")
+    refiner = Refiner()  # the weights that come with the project; Refiner("model_final.pth") for others
     mask = refiner.refine("photo.jpg", "mask.png")  # (H, W) bool
 """
 
@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch import nn
 
-from pixelmask.checkpoint.checkpointer import load_trained
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer, load_trained
 from pixelmask.checkpoint.files import by_name, read_torch
 from pixelmask.config import load_cfg, parse_cfg
 from pixelmask.errors import UserError
@@ -31,6 +32,8 @@ from .meta_arch import AIRM
 from .refine.inputs import MaskLike, check_size, to_soft
 from .refine.memory import SMALLEST_TILE, limit_memory
 
+PRETRAINED = Path(__file__).with_name("pretrained") / "airm_photo.pth"
+"""The weights that come with the project, for photos; the README.md beside them says from what, and what they reach."""
 LARGE = 1_000_000  # pixels from which on progress is worth showing
 WAY_OUT = "Give the YAML file that the model was trained with (config=..., --config)"
 
@@ -44,7 +47,7 @@ class Refiner:
 
     def __init__(
         self,
-        weights: str | os.PathLike,
+        weights: str | os.PathLike | None = None,
         device: str | torch.device = "cpu",
         config: str | os.PathLike | None = None,
         tile_size: int | None = None,
@@ -55,7 +58,8 @@ class Refiner:
     ):
         """
         Args:
-            weights: a .pth checkpoint of an AIRM; read as data, never run.
+            weights: a .pth checkpoint of an AIRM, or the folder of a training: its model_final.pth, else its last
+                checkpoint; read as data, never run. By default the one that comes with the project.
             device: where the model runs.
             config: its YAML file; by default the one in the checkpoint, else ``config.yaml`` beside it.
             tile_size: side in pixels of the tiles in which large images are encoded, 0 for whole images; by default
@@ -73,8 +77,8 @@ class Refiner:
             UserError: if the weights are missing, damaged, have no config, or leave a part of the model random, if
                 there is no such device, or for a value out of range.
         """
-        device = _find_device(device)
-        cfg = _find_config(Path(weights), config, device)
+        device, weights = _find_device(device), find_weights(weights)
+        cfg = find_config(weights, config, str(device))
         if cfg.MODEL.META_ARCHITECTURE != "AIRM":
             raise UserError(
                 f"{config or weights} is of a {cfg.MODEL.META_ARCHITECTURE}; masks are refined by an AIRM, as "
@@ -92,12 +96,17 @@ class Refiner:
             raise UserError(f"resolution is {resolution}; it is a number of cells, such as 28, or 0 for native masks")
         self.guard, self.resolution = guard, resolution
         self.model = build_model(cfg).eval()
-        load_trained(self.model, os.fspath(weights))
+        load_trained(self.model, str(weights))
         self.settings, self.max_memory = self.model.settings, max_memory
         if tile_size is not None:
             self.settings = replace(self.settings, tile_size=int(tile_size))
         if min_confidence is not None:
             self.settings = replace(self.settings, min_confidence=min_confidence)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, **options: Any) -> "Refiner":
+        """Return the refiner of a checkpoint, or of a training's folder; ``options`` are those of the constructor."""
+        return cls(path, **options)
 
     def refine(
         self,
@@ -208,10 +217,29 @@ def _find_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _find_config(weights: Path, config: str | os.PathLike | None, device: torch.device) -> CfgNode:
+def find_weights(path: str | os.PathLike | None) -> Path:
+    """Return the file of weights: of None the project's own, of a training's folder its final or last checkpoint.
+
+    Raises:
+        UserError: if there is none.
+    """
+    weights = PRETRAINED if path is None else Path(path)
+    if weights.is_dir():
+        last = SafeCheckpointer(nn.Module(), str(weights))
+        final = weights / "model_final.pth"
+        weights = Path(last.get_checkpoint_file()) if not final.is_file() and last.has_checkpoint() else final
     if not weights.is_file():
         raise UserError(f"no weights {weights}; tools/train_net.py writes them, model_final.pth, in OUTPUT_DIR")
-    opts = ["MODEL.DEVICE", str(device)]
+    return weights
+
+
+def find_config(weights: Path, config: str | os.PathLike | None = None, device: str = "cpu") -> CfgNode:
+    """Return the config of a checkpoint for a device: the file ``config``, the checkpoint's own, or the one beside it.
+
+    Raises:
+        UserError: if there is none, or it cannot be used.
+    """
+    opts = ["MODEL.DEVICE", device]
     if config is not None:
         return load_cfg(os.fspath(config), opts)
     text = None if weights.suffix == ".pkl" else by_name(str(weights), read_torch(str(weights))).get("config")

@@ -1,4 +1,4 @@
-"""Check data sets for refinement, split one into training and validation, or measure its perturbed masks.
+"""Check data sets for refinement, split one into training and validation, make one of instances, or measure its masks.
 
 Check that every set that is there is complete, and every file of it readable:
 
@@ -18,6 +18,10 @@ Measure what errors training makes in 200 crops of a set, with either kind of IN
 
     python datasets/prepare_refinement.py --statistics ecssd
 
+Make pairs of image and mask of the instances of a COCO file, each in a crop with what is around it:
+
+    python datasets/prepare_refinement.py --instances instances_train2017.json train2017 --output /data/instances
+
 The exit status is 1 if anything is wrong. Layouts, and where to get the sets: datasets/README.md.
 """
 
@@ -28,7 +32,10 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
+from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from airm.data.dataset_mapper import RefinementDatasetMapper
@@ -36,12 +43,17 @@ from airm.data.datasets import BUILT_IN, BuiltInSet, CustomSet, make_dicts, pars
 from airm.data.pairs import Pair, check_pair
 from airm.data.perturbation import KINDS
 from airm.data.perturbation_statistics import FAR, perturbation_statistics
+from airm.instances.crops import find_window
 from pixelmask.cli import run
+from pixelmask.data.coco_file import read_coco
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
 from pixelmask.files import write_text
-from pixelmask.images import read_mask
+from pixelmask.images import read_mask, read_picture
+from pixelmask.rle import decode, to_rle
 
+SMALLEST_AREA = 40**2  # in pixels, of instances; smaller ones show no contour worth learning
+CONTEXT = 0.35  # around an instance, as a share of its longer side
 PAIRS_AT_ONCE = 8
 CROPS = 200
 
@@ -129,25 +141,54 @@ def statistics(argument: str) -> None:
         print(f"{kind:12} {errors.iou:.3f}  {errors.far:17.1%}  {errors.islands:7.2f}  {errors.holes:5.2f}")
 
 
+def write_instances(annotations: str, images: str, output: Path) -> None:
+    """Write NAME_ID.jpg and NAME_ID.png, crop and mask, of each instance that is no crowd and at least 40^2 pixels."""
+    content = read_coco(annotations, required=("images", "annotations"), boxes=False, masks=True)
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        groups.setdefault(annotation["image_id"], []).append(annotation)
+    output.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for image in tqdm(content["images"], unit="image", disable=None):
+        rles = {
+            a["id"]: to_rle(a["segmentation"], image["height"], image["width"])
+            for a in groups.get(image["id"], ())
+            if not a.get("iscrowd", 0)
+        }
+        rles = {key: rle for key, rle in rles.items() if mask_util.area(rle) >= SMALLEST_AREA}
+        pixels = read_picture(Path(images, image["file_name"])) if rles else None
+        for key, rle in rles.items():
+            window = find_window([int(n) for n in mask_util.toBbox(rle)], rle["size"], CONTEXT)
+            place = output / f"{Path(image['file_name']).stem}_{key}"
+            Image.fromarray(pixels[window]).save(f"{place}.jpg", quality=95)
+            Image.fromarray(decode(rle)[window]).save(f"{place}.png")
+        count += len(rles)
+    print(f"{count:,} instances of {annotations}, image and mask of each, are in {output}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", nargs="*", metavar="SET", help="names, folders, or IMAGES:MASKS; none: all known")
     action.add_argument("--split", nargs="+", metavar="FOLDER", help="one folder of any layout, or images and masks")
+    action.add_argument("--instances", nargs=2, metavar=("JSON", "FOLDER"), help="COCO annotations, and their images")
     action.add_argument("--statistics", metavar="SET", help="name, folder, or IMAGES:MASKS")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that decode (%(default)s)")
     parser.add_argument("--limit", type=int, default=20, help="faults of each set that are printed (%(default)s)")
     parser.add_argument("--every", type=int, default=10, metavar="N", help="hold out every Nth pair (%(default)s)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where --split writes train.txt and val.txt")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where --split and --instances write")
     options = parser.parse_args(arguments)
     if options.statistics is not None:
         statistics(options.statistics)
         return 0
-    if options.split is None:
+    if options.check is not None:
         return check(options.check, max(options.workers, 1), max(options.limit, 0))
     if options.output is None:
-        parser.error("--split wants --output DIR, where train.txt and val.txt are written")
-    split(options.split, options.every, options.output)
+        parser.error("--split and --instances want --output DIR, the folder for what they write")
+    if options.instances:
+        write_instances(*options.instances, options.output)
+    else:
+        split(options.split, options.every, options.output)
     return 0
 
 

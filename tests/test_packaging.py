@@ -54,6 +54,9 @@ def test_contents(wheel):
     assert packed == {path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     assert {Path(name, "py.typed") for name in PACKAGES} == {name for name in names if name.name == "py.typed"}
     assert any(name.name == "LICENSE" for name in names)
+    # The weights that come with the project, and their card
+    beside = {path.relative_to(ROOT) for path in (ROOT / "airm/pretrained").iterdir()}
+    assert beside == {name for name in names if name.parent.name == "pretrained"}
 
 
 @pytest.mark.slow

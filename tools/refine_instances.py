@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Refine instance masks at the images' own resolution with a trained AIRM: of a detector, or of any model's results.
 
-    python tools/refine_instances.py --refiner airm.pth --results results.json --images val2017 --output out
-    python tools/refine_instances.py --refiner airm.pth --results results.json --images val2017 --output out \\
+    python tools/refine_instances.py --results results.json --images val2017 --output out
+    python tools/refine_instances.py --results results.json --images val2017 --output out \\
         --annotations instances_val2017.json                              # evaluates before and after
     python tools/refine_instances.py --refiner airm.pth --results masks/ --images photos --output out --overlays
-    python tools/refine_instances.py --refiner airm.pth --weights patchdct.pth --images photos --output out --overlays
+    python tools/refine_instances.py --weights patchdct.pth --images photos --output out --overlays
 
 --results are COCO results (masks as RLE, compressed or not, or polygons), or a folder of PNG masks: of x.jpg these are
 x.png, x_1.png, x_2.png, ..., or the files of a sub-folder x. Without --results a detector finds the instances: any
@@ -230,7 +230,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--refiner", required=True, metavar="FILE", help="checkpoint of an AIRM")
+    add("--refiner", metavar="FILE", help="checkpoint of an AIRM; default: the one that comes with the project")
     add("--images", "--input", nargs="+", required=True, metavar="PATH", help="images, folders, or glob patterns")
     add("--output", type=Path, required=True, metavar="FOLDER", help="folder for JSON and pictures")
     add("--results", metavar="PATH", help="COCO results, or folder of PNG masks; without it, a detector is run")

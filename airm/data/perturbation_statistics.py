@@ -55,7 +55,7 @@ def perturbation_statistics(masks: Iterable[np.ndarray], mapper: RefinementDatas
     rng = np.random.default_rng(seed)
     errors = []
     for mask in masks:
-        _, truth, coarse = mapper.augment(np.zeros((*mask.shape, 3), np.uint8), mask, rng)
+        _, truth, coarse, _ = mapper.augment(np.zeros((*mask.shape, 3), np.uint8), mask, rng)
         if truth.any() and not truth.all():
             errors.append(mask_errors(coarse, truth))
     if not errors:

@@ -2,7 +2,7 @@
 
 In short:
 
-    refiner = InstanceRefiner(Refiner("airm.pth"))
+    refiner = InstanceRefiner()  # or InstanceRefiner(Refiner("airm.pth"))
     results = refiner.refine_results("photo.jpg", results).results  # COCO results of one image, masks as RLE
     detect = RefinedPredictor(Predictor(cfg), refiner)  # any instance model of Detectron2
     instances = detect(read_picture("photo.jpg"))
@@ -60,12 +60,18 @@ class InstanceRefiner:
     """Refines the masks of an image's instances, each in a crop around it, with a trained AIRM."""
 
     def __init__(
-        self, refiner: Refiner, margin: float = 0.2, batch_size: int = 8, min_side: int = 224, min_area: int = 1024
+        self,
+        refiner: Refiner | None = None,
+        margin: float = 0.2,
+        batch_size: int = 8,
+        min_side: int = 224,
+        min_area: int = 1024,
     ):
         """
         Args:
-            refiner: its tiles, memory limit and guard hold for each crop, and the memory limit for each batch. Without
-                a ``resolution`` of its own, that of each mask is found by :func:`~airm.guard.find_resolution`.
+            refiner: its tiles, memory limit and guard hold for each crop, and the memory limit for each batch; by
+                default one with the weights that come with the project. Without a ``resolution`` of its own, that of
+                each mask is found by :func:`~airm.guard.find_resolution`.
             margin: width of what a crop shows around the box of a mask, as a share of the box's longer side; it is at
                 least 32 pixels.
             batch_size: crops that go through the network at once, if they have one size and are not tiled. Good for
@@ -84,7 +90,7 @@ class InstanceRefiner:
         for name, value in (("min_side", min_side), ("min_area", min_area)):
             if value < 0:
                 raise UserError(f"{name} is {value}; it is a number of pixels, from 0 up")
-        self.refiner, self.margin, self.batch_size = refiner, margin, batch_size
+        self.refiner, self.margin, self.batch_size = refiner or Refiner(), margin, batch_size
         self.min_side, self.min_area = min_side, max(min_area, 1)
 
     def refine(self, image: ImageLike, masks: np.ndarray) -> np.ndarray:

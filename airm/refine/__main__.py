@@ -1,8 +1,9 @@
-"""Refine the coarse masks of images with trained weights.
+"""Refine the coarse masks of images, with the weights that come with the project or others.
 
-    python -m airm.refine photo.jpg mask.png -o refined.png --weights model_final.pth
+    python -m airm.refine --example                  # a photo that is here already, and a rough outline
+    python -m airm.refine photo.jpg mask.png --side-by-side
     python -m airm.refine photos masks -o refined --weights model_final.pth
-    python -m airm.refine "photos/*.jpg" "masks/*.png" -o refined --weights model_final.pth --side-by-side
+    python -m airm.refine "photos/*.jpg" "masks/*.png" -o refined --tile-size 512
 
 Images and masks are files, folders, or glob patterns in quotes. Those of folders and patterns are matched by their
 names without extension: x.jpg and x.png, or x_im.jpg and x_seg.png; results go into a folder, as x.png. A file that
@@ -25,6 +26,7 @@ from pixelmask.images import read_picture
 from ..figures.side_by_side import side_by_side
 from ..guard import GUARD
 from ..refiner import Refiner
+from .example import write_example
 from .files import Job, match_files, plan_jobs
 
 
@@ -51,11 +53,23 @@ def _write(pixels: np.ndarray, path: Path) -> None:
         raise UserError(f"cannot write {path}: {e}") from None
 
 
+def take_example(args: argparse.Namespace) -> None:
+    """Make the options those of the example, with all that belongs to it in one folder."""
+    folder = args.output or Path("output/example")
+    args.image, args.mask = map(str, write_example(folder))
+    args.output, args.side_by_side = folder / "refined.png", folder / "side_by_side.jpg"
+
+
 def main(args: argparse.Namespace) -> None:
+    if args.example == bool(args.image):
+        raise UserError("nothing to refine: give `IMAGE MASK` or, without these, `--example`")
+    if args.example:
+        take_example(args)
     if args.mask is None:
-        raise UserError("no mask to refine: give image and mask, `IMAGE MASK -o OUTPUT --weights FILE`")
+        raise UserError("no mask to refine: give image and mask, `IMAGE MASK`")
     matches, faults = match_files(args.image, args.mask)
     single = Path(args.image).is_file() and Path(args.mask).is_file()
+    args.output = args.output or Path(f"{Path(args.image).stem}_refined.png" if single else "refined")
     jobs = plan_jobs(matches, single, args.output, args.change, args.side_by_side, args.overwrite)
     limits = args.tile_size, args.max_memory, args.min_confidence, args.guard, args.resolution
     refiner = Refiner(args.weights, args.device, args.config, *limits)
@@ -68,6 +82,12 @@ def main(args: argparse.Namespace) -> None:
     if single and failures:
         raise UserError(failures[0])
     sys.stdout.write(f"{len(jobs) - len(failures)} refined masks are in {args.output}\n")
+    if args.example:
+        sys.stdout.write(
+            f"Outline, refined mask and what changed, side by side: {args.side_by_side}\n\n"
+            "Next, a photo and a rough mask of your own:\n"
+            f"  {sys.executable} -m airm.refine YOUR_PHOTO.jpg YOUR_MASK.png --side-by-side\n"
+        )
     if failures + faults:
         raise UserError("\n".join([f"{len(failures + faults)} files could not be used:", *faults, *failures]))
 
@@ -77,10 +97,13 @@ def argument_parser() -> argparse.ArgumentParser:
         prog="python -m airm.refine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("image", metavar="IMAGE", help="image, folder of images, or glob pattern")
+    add("image", metavar="IMAGE", nargs="?", help="image, folder of images, or glob pattern")
     add("mask", metavar="MASK", nargs="?", help="its coarse mask, of the same size; folder or glob pattern likewise")
-    add("-o", "--output", type=Path, required=True, metavar="PATH", help="refined mask; of several, their folder")
-    add("--weights", required=True, metavar="FILE", help="checkpoint of an AIRM")
+    add("--example", action="store_true", help="refine a rough outline of a photo that a package here brings along")
+    output = "refined mask; of several, their folder; default: IMAGE_refined.png or refined, here"
+    add("-o", "--output", type=Path, metavar="PATH", help=output)
+    weights = "checkpoint of an AIRM, or folder of its training; default: the one that comes with the project"
+    add("--weights", metavar="PATH", help=weights)
     add("--config", metavar="FILE", help="of the model; default: the checkpoint's own, or config.yaml beside it")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="cpu or cuda; default: cuda where there is one")

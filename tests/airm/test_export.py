@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from airm import Refiner
 from airm.coarse_to_fine import Settings
 from airm.exported import ExportedRefiner, RefinementStep, check_refiner, export_refiner
+from airm.query_inputs import computed_inputs
 from patchdct.mask_network import MaskNetwork, export_mask_branch
 from pixelmask.errors import UserError
 from pixelmask.export import TOLERANCE, ExportedFile
@@ -19,8 +20,10 @@ from tests.support.models import disc, tiny_airm_cfg, tiny_cfg, untrained_airm
 
 
 def shallow_cfg(ratios=(0.25, 0.5, 1.0)):
-    """A small AIRM whose encoder has a block in each stage, with several ratios."""
-    cfg = tiny_airm_cfg(RATIOS=list(ratios), MIN_SIZE_TEST=32, PADDING=16, TILE_HALO=0)
+    """A small AIRM whose encoder has a block in each stage, with several ratios, that sees further inputs."""
+    cfg = tiny_airm_cfg(
+        RATIOS=list(ratios), MIN_SIZE_TEST=32, PADDING=16, TILE_HALO=0, QUERY_INPUTS=["mask", "colour", "local"]
+    )
     cfg.MODEL.MIT.DEPTHS = [1, 1, 1, 1]
     return cfg
 
@@ -38,7 +41,7 @@ def eager_step(model, image, mask):
 def draw(height, width):
     """An image of two colours, and a disc as its coarse mask."""
     torch.manual_seed(1)
-    image = 40 * torch.rand(1, 3, height, width) + torch.linspace(0, 200, width)
+    image = (40 * torch.rand(1, 3, height, width) + torch.linspace(0, 200, width)).round()
     mask = disc(height, width, (0.5 * width, 0.5 * height), 0.3 * height)
     return image, mask.float()[None, None]
 
@@ -85,14 +88,16 @@ def test_any_size(checkpoint, queries, suffix, smallest):
 
     def ask(height, width):
         centres = [(torch.arange(n) * 2 + 1) / n - 1 for n in (height, width)]
-        return file(*draw(height, width), *centres)
+        image, mask = draw(height, width)
+        computed = computed_inputs(image / 255, mask, model.query_inputs)
+        return file(torch.cat([image, computed], 1), mask, *centres)
 
     for size in ((smallest, smallest), (64, 80), (96, 160), (176, 112)):
         expected = eager_step(model, *draw(*size))
         torch.testing.assert_close(ask(*size), expected, atol=TOLERANCE, rtol=0)
         assert expected.std() > 0.005
     if suffix == ".pt2":
-        with pytest.raises(UserError, match=r"refiner.pt2 cannot be run on inputs of \(1, 3, 32, 64\).*64"):
+        with pytest.raises(UserError, match=r"refiner.pt2 cannot be run on inputs of \(1, 6, 32, 64\).*64"):
             ask(32, 64)
 
 
@@ -104,7 +109,7 @@ def test_onnx_names_what_it_takes(queries):
         return {x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in values}
 
     assert shapes(model.graph.input) == {
-        "image": [1, 3, "height", "width"],
+        "image": [1, 6, "height", "width"],  # and what is computed of whole images
         "mask": [1, 1, "height", "width"],
         "rows": ["rows"],
         "cols": ["cols"],
@@ -114,7 +119,7 @@ def test_onnx_names_what_it_takes(queries):
 
 @pytest.mark.parametrize(("encoder", "suffix"), [("plain", ".pt2"), ("resnet", ".onnx")])
 def test_fixed_size(tmp_path, encoder, suffix):
-    model = untrained_airm(encoder)
+    model = untrained_airm(encoder, QUERY_INPUTS=["image", "colour", "local"] if encoder == "resnet" else [])
     file = export(model, tmp_path / f"step{suffix}", (64, 96))
     assert_same(file, model, 64, 96)
     with pytest.raises(UserError, match="cannot be run"):

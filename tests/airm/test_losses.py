@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from airm.affinity import AttentionAffinity, FeatureAffinity, LogAffinity, affinity_loss, pairs_within
-from airm.losses import gradient_magnitude, mapping_losses
+from airm.losses import gradient_magnitude, mapping_losses, pixel_weights
 from tests.support.equations import gradient_of
 from tests.support.models import disc
 
@@ -111,3 +111,18 @@ def test_positions_alike_give_finite_losses_and_gradients():
     loss = affinity_loss(head(torch.ones(1, 4, 3, 3)), masks, (3, 3), 5)
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_pixels_near_the_contour_count_more():
+    masks = torch.zeros(1, 1, 20, 40)
+    masks[..., 20:] = 1
+    weights = pixel_weights(masks, 3.0)
+    assert weights.mean() == pytest.approx(1) and weights.max() / weights.min() == pytest.approx(4)
+    assert (weights[0, 0, 0] == weights.max()).nonzero().flatten().tolist() == list(range(16, 24))
+    near, far = masks.clone(), masks.clone()
+    near[..., 18:20], far[..., 4:6] = 1, 1
+    losses = [[mapping_losses(20 * x - 10, masks, weight) for x in (near, far)] for weight in (0.0, 3.0)]
+    for name in ("l1", "l2", "ce"):
+        assert losses[0][0][name] == pytest.approx(losses[0][1][name].item())
+        assert losses[1][0][name] / losses[1][1][name] == pytest.approx(4, rel=0.01)
+    assert torch.equal(losses[0][0]["gradient"], losses[1][0]["gradient"])

@@ -1,12 +1,16 @@
 """The command: files, folders and patterns in, masks and pictures out; nothing overwritten, every mistake named."""
 
+from importlib.machinery import PathFinder
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from airm.figures.side_by_side import ADDED, REMOVED, side_by_side
 from airm.guard import GUARD
 from airm.refine.__main__ import argument_parser, main
+from airm.refine.example import EXAMPLES
 from airm.refine.files import match_files
 from airm.refiner import Refiner
 from pixelmask.cli import run
@@ -23,7 +27,8 @@ def refine(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*args: object, weights=weights):
-        run(main, argument_parser().parse_args([*map(str, args), "--weights", str(weights), "--device", "cpu"]))
+        options = ["--weights", str(weights)] if weights else []
+        run(main, argument_parser().parse_args([*map(str, args), *options, "--device", "cpu"]))
 
     return call
 
@@ -77,6 +82,54 @@ def test_one_image(refine, pair, tmp_path, weights, capsys):
     np.testing.assert_allclose(np.asarray(Image.open("change.png"), float), 128 + 127 * change, atol=0.5001)
     assert Image.open("new/out.png").mode == "L" and Image.open("panels.jpg").mode == "RGB"
     assert "1 refined mask" in capsys.readouterr().out
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """A folder for packages, the only one where they are found."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.setattr("airm.refine.example.find_spec", lambda name: PathFinder.find_spec(name, [str(folder)]))
+    return folder
+
+
+def test_example(refine, failure, packages, weights, capsys, monkeypatch):
+    def blur(self, image, mask, **options):
+        soft = np.asarray(Image.open(mask).convert("L").filter(ImageFilter.BoxBlur(5)), np.float32) / 255
+        return soft, soft - np.asarray(Image.open(mask).convert("L"), np.float32) / 255
+
+    monkeypatch.setattr("airm.refiner.PRETRAINED", weights)
+    monkeypatch.setattr(Refiner, "refine", blur)  # what the network makes of it does not matter here
+    assert "pip install scikit-learn" in failure("--example", weights=None)
+    for package, file, outline in EXAMPLES[::-1]:
+        path = packages / package / file
+        path.parent.mkdir(parents=True)
+        (packages / package / "__init__.py").write_text("raise ImportError('imported')")
+        Image.new("RGB", (640, 427), "green").save(path)
+        refine("--example", "-o", package, weights=None)
+        drawn = np.asarray(Image.open(f"{package}/outline.png"))
+        assert set(np.unique(drawn)) == {0, 255} and 0.2 < (drawn == 255).mean() < 0.6
+        assert all(drawn[y, x] == 255 for x, y in outline)
+        names = {f"photo{path.suffix}", "outline.png", "refined.png", "side_by_side.jpg"}
+        assert {file.name for file in Path(package).iterdir()} == names
+        said = capsys.readouterr().out
+        assert f"{package}/side_by_side.jpg\n" in said and "-m airm.refine YOUR_PHOTO.jpg YOUR_MASK.png" in said
+    assert "refined.png exists already" in failure("--example", "-o", "sklearn", weights=None)
+    Image.new("L", (640, 427), 255).save("sklearn/outline.png")  # an outline of one's own stays
+    refine("--example", "-o", "sklearn", "--overwrite", weights=None)
+    assert (np.asarray(Image.open("sklearn/refined.png")) == 255).all()
+    refine("--example", weights=None)
+    assert Path("output/example/refined.png").is_file()
+    assert "without these" in failure("--example", "photo.jpg") and "`--example`" in failure()
+
+
+def test_without_options_the_projects_weights_and_names_from_the_images(refine, folders, pair, weights, monkeypatch):
+    monkeypatch.setattr("airm.refiner.PRETRAINED", weights)
+    refine(*pair, weights=None)
+    refine(*pair, "-o", "named.png")
+    np.testing.assert_array_equal(Image.open("photo_refined.png"), Image.open("named.png"))
+    refine("images", "masks", weights=None)
+    assert sorted(path.name for path in Path("refined").rglob("*.png")) == ["a.png", "b.png", "c.png"]
 
 
 def test_options_reach_the_refiner(refine, pair, tmp_path, weights, capsys, monkeypatch):

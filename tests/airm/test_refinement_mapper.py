@@ -11,7 +11,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from airm.data.dataset_mapper import RefinementDatasetMapper, adjust_color, random_crop
+from airm.data.dataset_mapper import RefinementDatasetMapper, adjust_color, random_crop, resize
 from airm.data.perturbation import perturb_mask
 from pixelmask.errors import UserError
 from tests.support.models import disc
@@ -77,20 +77,41 @@ def test_image_and_mask_stay_together(make, size, flip):
 def test_small_pictures_are_reflected():
     image = np.arange(3, dtype=np.uint8)[None, :, None].repeat(3, 2)
     mask = np.array([[True, False, False]])
-    cropped, cropped_mask, coarse = random_crop(image, mask, ~mask, 9, np.random.default_rng(0))
+    cropped_mask, cropped, coarse, nothing = random_crop(9, np.random.default_rng(0), mask, image, ~mask, None)
     rows = cropped[..., 0]
     assert (rows == rows[0]).all() and (abs(np.diff(rows[0].astype(int))) == 1).all()
     assert np.array_equal(cropped_mask, rows == 0) and np.array_equal(coarse, rows != 0)
+    assert nothing is None
 
 
 def test_crops_cross_the_object_where_there_is_one():
     mask = np.zeros((400, 400), bool)
     mask[:150] = True  # 0.58 of all crops of 40 pixels have none of it
-    image = np.zeros((400, 400, 3), np.uint8)
     rng = np.random.default_rng(0)
-    hits = sum(random_crop(image, mask, None, 40, rng)[1].any() for _ in range(200))
+    hits = sum(random_crop(40, rng, mask)[0].any() for _ in range(200))
     assert hits > 190  # one attempt finds it in 83 of 200, ten in 199
-    assert not random_crop(image, np.zeros_like(mask), None, 40, rng)[1].any()
+    assert not random_crop(40, rng, np.zeros_like(mask))[0].any()
+
+
+def test_crops_lie_around_the_contour_where_there_is_one():
+    mask, contour = np.zeros((300, 400), bool), np.zeros((300, 400), bool)
+    mask[100:200, 150:250] = contour[100:200, 150:250] = True
+    contour[101:199, 151:249] = False
+    rng = np.random.default_rng(0)
+    crops = [random_crop(32, rng, mask, contour, at_contour=True) for _ in range(100)]
+    assert all(crop.shape == (32, 32) and on_it.any() for crop, on_it in crops)
+    assert len({on_it.any(1).argmax() for _, on_it in crops}) > 10  # anywhere in the crop
+    assert sum(random_crop(32, rng, mask, contour)[1].any() for _ in range(100)) < 90
+    assert random_crop(32, rng, np.ones_like(mask), at_contour=True)[0].all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
+def test_pictures_are_resized_with_their_masks(scale: float):
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[10:40, 20:60] = 255
+    resized, mask = resize(image, image[..., 0] > 0, scale)
+    assert mask.shape == resized.shape[:2] == (60 * scale, 80 * scale)
+    assert np.array_equal(mask, resized[..., 0] >= 128)
 
 
 @pytest.mark.parametrize(("kind", "largest"), [("regions", 0.88), ("contour", 0.89)])
@@ -212,8 +233,11 @@ def test_grayscale_and_jitter_are_drawn(make):
 
 def test_from_config():
     keys = {"crop_size": 48, "flip_prob": 0.25, "grayscale_prob": 0.3, "perturb_before_crop": True, "seed": 9}
-    keys |= {"perturbation": "contour", "color_jitter": (0.1, 0.2, 0.3, 0.4), "iou_range": (0.7, 0.9)}
+    keys |= {"coarse_masks": ("contour", "truth"), "color_jitter": (0.1, 0.2, 0.3, 0.4), "iou_range": (0.7, 0.9)}
+    keys |= {"scale_range": (0.5, 2.0), "crop_at_contour": True}
     cfg = CfgNode({"INPUT": {"REFINEMENT": {key.upper(): value for key, value in keys.items()}}})
+    cfg.INPUT.REFINEMENT.PERTURBATION = "regions"
+    cfg.MODEL = CfgNode({"AIRM": {"QUERY_INPUTS": ["colour"]}})
     assert RefinementDatasetMapper(cfg).is_train
     mapper = RefinementDatasetMapper(cfg, is_train=False)
     assert not mapper.is_train and keys.items() <= vars(mapper).items()
@@ -228,6 +252,9 @@ def test_from_config():
         ("color_jitter", (0.3, 0.3, 0.3)),
         ("color_jitter", (0.3, 0.3, -0.3, 0.1)),
         ("perturbation", "region"),
+        ("coarse_masks", ("box",)),
+        ("scale_range", (2, 1)),
+        ("scale_range", (0, 1)),
         ("iou_range", (0.9, 0.8)),
         ("iou_range", (0.0, 0.8)),
         ("iou_range", (0.8, 1.1)),

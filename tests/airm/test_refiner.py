@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 import airm.refiner
-from airm import Refiner
+from airm import InstanceRefiner, Refiner
 from airm.coarse_to_fine import Settings, grid_axis
 from airm.refine.memory import limit_memory
 from pixelmask.errors import UserError
@@ -228,6 +228,25 @@ def test_config_is_given_or_in_the_checkpoint_or_beside_it(weights, tmp_path, rg
     assert Refiner(own).settings.tile_size == 160
     assert Refiner(own, config=tmp_path / "config.yaml").settings.tile_size == 0
     assert Refiner(own, tile_size=0).settings.tile_size == 0
+
+
+def test_without_weights_the_projects_own_and_of_a_folder_the_last_ones(weights, rgb, mask, tmp_path, monkeypatch):
+    expected = Refiner(weights, guard=None).refine(rgb, mask, soft=True)
+    monkeypatch.setattr(airm.refiner, "PRETRAINED", weights)
+    np.testing.assert_array_equal(Refiner(guard=None).refine(rgb, mask, soft=True), expected)
+    assert InstanceRefiner().refiner.settings == Refiner(weights).settings
+    content = torch.load(weights)
+    half = {n: value.half() if value.is_floating_point() else value for n, value in content["model"].items()}
+    torch.save({**content, "model": half}, tmp_path / "model_0000099.pth")
+    assert "model_final.pth" in message(Refiner.from_pretrained, tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
+    refiner = Refiner.from_pretrained(tmp_path, tile_size=128)
+    assert refiner.settings.tile_size == 128 and {p.dtype for p in refiner.model.parameters()} == {torch.float32}
+    rounded = Refiner(str(tmp_path), guard=None).refine(rgb, mask, soft=True)
+    np.testing.assert_allclose(rounded, expected, atol=0.01)
+    assert (rounded != expected).any()
+    torch.save(content, tmp_path / "model_final.pth")
+    np.testing.assert_array_equal(Refiner(tmp_path, guard=None).refine(rgb, mask, soft=True), expected)
 
 
 def test_weights_that_cannot_be_used(weights, tmp_path):

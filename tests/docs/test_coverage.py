@@ -84,9 +84,10 @@ def test_no_exception_is_left_behind():
 def test_what_the_reasons_say():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     executed = "\n".join(block.to_run() for block in to_execute())
-    for target, tool in (("demo", "train_demo.py"), ("demo-airm", "train_demo.py --model airm")):
-        assert re.search(rf"^{target}: .*\n\t\$\(RUN\) tools/{tool}$", makefile, re.MULTILINE)
-        assert f"python tools/{tool}" in executed
+    demo, example = "tools/train_demo.py", "-m airm.refine --example --overwrite"
+    for target, command in (("demo", demo), ("demo-airm", f"{demo} --model airm"), ("demo-photo", example)):
+        assert re.search(rf"^{target}: .*\n\t\$\(RUN\) {command}$", makefile, re.MULTILINE)
+        assert f"python {command}" in executed
     by_ci = {c.removeprefix("make ") for c, reason in NOT_RUN.items() if reason.startswith(".ci/run")}
     (targets,) = re.findall(r"^for target in (.*); do$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     assert by_ci | {"docs-check"} <= set(targets.split())

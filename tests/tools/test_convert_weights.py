@@ -6,12 +6,13 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from airm import Refiner
 from airm.backbone import weights as mit_weights
 from patchdct.backbone import swin_weights
 from pixelmask.cli import run
 from pixelmask.errors import UserError
 from tests.support import mit_reference, swin_reference
-from tests.support.models import load_tool
+from tests.support.models import load_tool, tiny_airm_cfg
 
 tool = load_tool("convert_weights")
 
@@ -155,3 +156,54 @@ def test_safetensors_need_their_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(UserError, match="pip install safetensors; or take the pytorch_model.bin"):
         convert(path, tmp_path / "out.pth")
+
+
+@pytest.fixture
+def trained(airm_weights, tmp_path):
+    """A checkpoint as a training with a running mean of the weights leaves it, of a machine with folders of its own."""
+    content = torch.load(airm_weights)
+    cfg = tiny_airm_cfg()
+    cfg.MODEL.DEVICE, cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.MODEL.AIRM.FROZEN_ENCODER = "cuda", *["/home/me"] * 3
+    cfg.DATASETS.REFINEMENT = [["mine", "/home/me/pairs"]]
+    mean = {name: value + 0.01 for name, value in content["model"].items() if value.is_floating_point()}
+    state = {"optimizer": {"state": {0: torch.ones(3)}}, "iteration": 99, "ema": mean, "config": cfg.dump()}
+    torch.save({**content, **state}, tmp_path / "model_final.pth")
+    return tmp_path / "model_final.pth"
+
+
+def test_trained_weights_in_half_precision(trained, tmp_path, capsys):
+    convert("--half", trained.parent, tmp_path / "out.pth")
+    given, written = torch.load(trained), torch.load(tmp_path / "out.pth", weights_only=True)
+    assert written.keys() == {"model", "config", "iteration", "from_ema"}
+    assert written["from_ema"] and written["iteration"] == 99 and written["model"].keys() == given["model"].keys()
+    for name, value in written["model"].items():
+        is_float = given["model"][name].is_floating_point()
+        assert value.dtype == (torch.float16 if is_float else torch.int64)
+        assert torch.equal(value, given["ema"][name].half() if is_float else given["model"][name])
+    assert "/home/me" not in written["config"] and "cuda" not in written["config"]
+    assert "CROP_SIZE: 64" in written["config"]
+    said = capsys.readouterr().out
+    most = max((value.half().float() - value).abs().max().item() for value in given["ema"].values())
+    assert f"{(tmp_path / 'out.pth').stat().st_size / 1e6:.2f} MB" in said and f"at most {most:.1e}" in said
+    loaded = Refiner(tmp_path / "out.pth").model.state_dict()
+    assert all(torch.equal(value, written["model"][name].to(value.dtype)) for name, value in loaded.items())
+    with pytest.raises(UserError, match="exists already"):
+        convert("--half", trained, tmp_path / "out.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: next(iter(c["ema"].values())).fill_(1e6), "holds NaN or infinity"),
+        (lambda c: c["ema"].update(other=torch.ones(1)), '"ema" has other'),
+        (lambda c: c.pop("config"), "no config for"),
+        (lambda c: c.pop("model"), "holds no tensors by name"),
+    ],
+)
+def test_trained_weights_that_cannot_be_handed_on(trained, tmp_path, change, message):
+    content = torch.load(trained)
+    change(content)
+    torch.save(content, trained)
+    with pytest.raises(UserError, match=message):
+        convert("--half", trained, tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()

@@ -314,6 +314,14 @@ def test_nothing_is_overwritten_unasked(refine, refuses, results):
     refuses("is no folder", "--results", results, output="out/file")
 
 
+def test_without_a_refiner_the_projects_own(tool, refine, results, airm_weights, photos, tmp_path, monkeypatch):
+    expected, _ = refine("--results", results)
+    monkeypatch.setattr("airm.refiner.PRETRAINED", airm_weights)
+    command = ["--results", str(results), "--images", str(photos), "--output", str(tmp_path / "own"), "--device", "cpu"]
+    tool.main(tool.argument_parser().parse_args(command))
+    assert (tmp_path / "own/refined.json").read_text() == (expected / "refined.json").read_text()
+
+
 def test_low_scores_stay(refine, results):
     output, _ = refine("--results", results, "--min-score", 0.6, *UNGUARDED)
     refined = json.loads((output / "refined.json").read_text())

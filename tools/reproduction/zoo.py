@@ -30,6 +30,16 @@ smallest. Rows without a config are figures of other projects.
 the schedule really run and the version of the annotations; `run TABLE --quick` runs the same rows with small models on
 drawn images. This file is written by `python tools/reproduce.py zoo` from `tools/reproduction/tables.yaml` and
 `tools/reproduction/obtained.json`.
+
+## AIRM for photos: the weights that come with the project
+
+Of no paper. [Their card](airm/pretrained/README.md) has their data and its terms, recipe, figures and limits. IoU/mBA
+of 80 photos of ECSSD that were held out:
+
+| weights | coarse masks | coarse | refined | command |
+| --- | --- | --- | --- | --- |
+| `airm/pretrained/airm_photo.pth` | perturbed | TO BE FILLED | TO BE FILLED | `make photo-model` |
+|  | truth through 28 x 28 | TO BE FILLED | TO BE FILLED |  |
 """
 
 

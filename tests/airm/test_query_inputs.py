@@ -1,0 +1,201 @@
+"""What the mapping sees at a query besides the features: computed by hand, and the same wherever it is computed."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from airm.coarse_to_fine import CoarseToFine, Settings
+from airm.cost import pass_cost
+from airm.data.dataset_mapper import RefinementDatasetMapper
+from airm.implicit_mapping import SIRMF, pixel_centres, query_grid, sample_grid
+from airm.query_inputs import BINS, colour_ratio, computed_inputs, local_fit, num_computed
+from pixelmask.errors import UserError
+from tests.support.models import tiny_airm_cfg, untrained
+
+ALL = ["mask", "image", "colour", "local"]
+
+
+def scene(height: int = 64, width: int = 96) -> tuple[Tensor, Tensor]:
+    """(1, 3, H, W) in [0, 1]: a disc on a ground, with noise; (1, 1, H, W): the disc, moved by 4 pixels."""
+    torch.manual_seed(0)
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    disc, moved = (((y - height / 2) ** 2 + (x - width / 2 - dx) ** 2 < 20**2).float() for dx in (0, 4))
+    colours = torch.tensor([0.8, 0.3, 0.2])[:, None, None] * disc + torch.tensor([0.2, 0.5, 0.6])[:, None, None] * (
+        1 - disc
+    )
+    return (colours + 0.02 * torch.randn(3, height, width)).clamp(0, 1)[None], moved[None, None]
+
+
+def test_colour_ratio_by_hand():
+    """Two colours, far apart: 30 of 40 pixels of one are under the mask, and none of the other's 60."""
+    image = torch.zeros(1, 3, 10, 10)
+    image[..., 4:, :] = 1
+    mask = torch.zeros(1, 1, 10, 10)
+    mask[..., :3, :] = 1
+    ratio = colour_ratio(image, mask)
+    # In the corner of the cube, half of a bin's count is lost to each of three channels' sides: (3 / 4)^3 stay nearby
+    inside = 30 * 0.5**3
+    outside = [10 * 0.5**3, 60 * 0.5**3]
+    sums = 30 * 0.75**3, 70 * 0.75**3
+    prior = 2 / BINS**3
+    first = math.log((inside + prior) / (sums[0] + 2)) - math.log((outside[0] + prior) / (sums[1] + 2))
+    assert ratio[..., :4, :].numpy() == pytest.approx(first / 4, abs=1e-5)
+    assert ratio[..., 4:, :].numpy() == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_masks_of_one_value_say_nothing_extreme(value: float):
+    image, mask = scene()
+    found = computed_inputs(image, torch.full_like(mask, value), ALL)
+    assert found.shape == (1, 3, 64, 96) and found.isfinite().all() and found.abs().max() <= 1
+    assert found[:, 1:].numpy() == pytest.approx(2 * value - 1, abs=1e-4)
+
+
+def test_a_contour_that_is_off_moves_to_the_edge():
+    image, mask = scene()
+    disc = image[:, :1] > 0.5
+    mask_is, colour_is, fit_is = (
+        (found != disc).sum() for found in (mask > 0.5, colour_ratio(image, mask) > 0, local_fit(image, mask, 2) > 0)
+    )
+    assert mask_is > 300 and colour_is < mask_is / 10 and fit_is < mask_is / 2
+
+
+def test_local_fit_is_least_squares():
+    """With windows that hold the whole of a small picture, all pixels share one function, of shrunken pixels."""
+    torch.manual_seed(1)
+    image, mask = torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8)
+    small = torch.nn.functional.avg_pool2d(torch.cat([image, mask], 1), 2)[0].flatten(1).double().numpy()
+    colours, values = small[:3].T, small[3]
+    centred = colours - colours.mean(0)
+    slopes = np.linalg.solve(centred.T @ centred / 16 + 1e-4 * np.eye(3), centred.T @ values / 16)
+    expected = image[0].permute(1, 2, 0).double().numpy() @ slopes + values.mean() - colours.mean(0) @ slopes
+    found = local_fit(image, mask, 2)[0, 0].numpy()
+    assert found == pytest.approx(np.clip(2 * expected - 1, -1, 1), abs=1e-4)
+    assert abs(found).max() > 0.2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (33, 47)])
+def test_any_size(size: tuple[int, int]):
+    image, mask = torch.rand(2, 3, *size), torch.rand(2, 1, *size)
+    found = computed_inputs(image, mask, ALL)
+    assert found.shape == (2, 3, *size) and found.isfinite().all()
+    each = torch.cat([computed_inputs(image[i : i + 1], mask[i : i + 1], ALL) for i in range(2)])
+    assert torch.allclose(found, each, atol=1e-5)
+
+
+def test_maps_are_further_inputs_of_the_first_layer():
+    torch.manual_seed(0)
+    features, maps = torch.randn(2, 5, 3, 4), torch.randn(2, 2, 6, 8)
+    rows, cols = pixel_centres(7, features), pixel_centres(9, features)
+    mapping = SIRMF(5, [6], map_channels=2)
+    (weight, bias), last = mapping(features)
+    without = [(weight[..., :-2], bias), last]
+    zeros = query_grid(features, [(weight, bias), last], rows, cols, 0.5, maps=torch.zeros_like(maps))
+    assert torch.allclose(zeros, query_grid(features, without, rows, cols, 0.5))
+    # Constant maps are a change of the bias
+    constant = torch.tensor([0.3, -0.7])
+    moved = [(weight[..., :-2], bias + weight[..., -2:] @ constant), last]
+    found = query_grid(
+        features, [(weight, bias), last], rows, cols, 0.5, 20, constant.view(1, 2, 1, 1).expand(2, -1, 6, 8)
+    )
+    assert torch.allclose(found, query_grid(features, moved, rows, cols, 0.5), atol=1e-5)
+    at_centres = sample_grid(maps, pixel_centres(6, maps), pixel_centres(8, maps))
+    assert torch.allclose(at_centres, maps, atol=1e-5)
+    finer = sample_grid(maps, pixel_centres(12, maps), pixel_centres(16, maps))
+    assert torch.allclose(finer, torch.nn.functional.interpolate(maps, scale_factor=2, mode="bilinear"), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Of all inputs, untrained; the first layer is made to look at them, as it does at the features."""
+    return untrained(tiny_airm_cfg(QUERY_INPUTS=ALL)).eval()
+
+
+def test_inputs_reach_encoder_and_mapping_and_cost_their_columns(model):
+    plain = untrained(tiny_airm_cfg()).eval()
+    assert model.encoder.backbone.patch_embed1.proj.in_channels == 4 + num_computed(ALL) == 7
+    assert model.mapping.shapes[0][1] - plain.mapping.shapes[0][1] == 7
+    costs = [pass_cost(m, (64, 96), settings=replace(m.settings, ratios=(1.0,), padding=0)) for m in (model, plain)]
+    assert costs[0].query - costs[1].query == 64 * 96 * 7 * model.mapping.shapes[0][0]
+    assert costs[0].encoder > costs[1].encoder
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_input_changes_the_answer(name: str):
+    """What differs at one pixel changes the answer there by way of the query, whatever the features are."""
+    torch.manual_seed(0)
+    found = untrained(tiny_airm_cfg(QUERY_INPUTS=[name])).eval()
+    image, mask = scene()
+    inputs = found.encoder_input(found.with_computed(image, mask) if found.has_computed else image, mask)
+    features, centres = found.encoder(inputs), [pixel_centres(n, image) for n in image.shape[2:]]
+    other = inputs.clone()
+    other[:, :, 10, 20] += 1
+    answers = [found.query(features, *centres, maps=found.query_maps(x)) for x in (inputs, other)]
+    changed = ((answers[0] - answers[1]).abs() > 1e-4)[0, 0].nonzero().tolist()
+    assert changed == [[10, 20]]
+
+
+def test_tiles_and_batches_see_what_belongs_to_the_whole_image(model):
+    image, mask = scene(80, 144)
+    whole = Settings(ratios=(0.5, 1.0), padding=16)
+    tiled = replace(whole, tile_size=64, tile_halo=16)
+    asked = []
+
+    class Pass(CoarseToFine):
+        def refine_ratio(self, level, masks):
+            asked.append(self.computed(self.images[level], masks)[:, 3:])
+            return super().refine_ratio(level, masks)
+
+    for settings in (whole, tiled):
+        model.coarse_to_fine(model.normalise(255 * image), settings, kind=Pass).refine(mask)
+    assert torch.equal(asked[0], asked[2])
+    images = torch.cat([image, image.flip(3)]) * 255
+    masks = torch.cat([mask, mask.flip(3)])[:, 0]
+    together = model.refine_batch(images, masks, whole)
+    for i in range(2):
+        alone = model.refine(images[i], masks[i : i + 1], whole)
+        assert torch.allclose(together[i], alone[0], atol=1e-4)
+
+
+def test_training_sees_the_ratio_of_the_whole_picture(model):
+    mapper = RefinementDatasetMapper(
+        True, crop_size=32, flip_prob=1.0, color_jitter=(0, 0, 0, 0), grayscale_prob=0, coarse_masks=["truth"],
+        query_inputs=ALL,
+    )  # fmt: skip
+    image, _ = scene()
+    pixels, mask = (255 * image[0]).byte().permute(1, 2, 0).numpy(), (image[0, 0] > 0.5).numpy()
+    crop, truth, coarse, ratio = mapper.augment(pixels, mask, np.random.default_rng(0))
+    whole = colour_ratio(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, torch.from_numpy(mask)[None, None].float()
+    )
+    places = [
+        (y, x)
+        for y in range(64 - 31)
+        for x in range(96 - 31)
+        if np.array_equal(pixels[y : y + 32, x : x + 32][:, ::-1], crop)
+    ]
+    ((y, x),) = places
+    assert ratio == pytest.approx(whole[0, 0, y : y + 32, x : x + 32].flip(1).numpy(), abs=1e-5)
+    assert np.array_equal(coarse, truth)
+    sample = {
+        "image": torch.from_numpy(crop.transpose(2, 0, 1).copy()),
+        "coarse_mask": torch.from_numpy(coarse.astype(np.float32))[None],
+        "mask": torch.from_numpy(truth.astype(np.float32))[None],
+    }
+    model.train()
+    try:
+        losses = [
+            sum(model([{**sample, "colour": torch.from_numpy(r.copy())[None]}]).values()) for r in (ratio, 0 * ratio)
+        ]
+    finally:
+        model.eval()
+    assert losses[0].isfinite() and losses[0] != losses[1]
+
+
+def test_an_unknown_input_is_named():
+    with pytest.raises(UserError, match="MODEL.AIRM.QUERY_INPUTS has 'color'; known are mask, image, colour, local"):
+        untrained(tiny_airm_cfg(QUERY_INPUTS=["mask", "color"]))
