@@ -27,6 +27,7 @@ from pixelmask.config import load_cfg, parse_cfg
 from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 
+from .guard import GUARD, Guard, guard_mask
 from .meta_arch import AIRM
 from .refine.inputs import MaskLike, check_size, to_soft
 from .refine.memory import SMALLEST_TILE, limit_memory
@@ -52,6 +53,8 @@ class Refiner:
         tile_size: int | None = None,
         max_memory: float | None = None,
         min_confidence: float | None = None,
+        guard: Guard | None = GUARD,
+        resolution: int | None = None,
     ):
         """
         Args:
@@ -65,6 +68,10 @@ class Refiner:
                 become as small as that needs; see :func:`airm.refine.memory.limit_memory`.
             min_confidence: the coarse mask is kept where ``|2 p - 1|`` of the refined probability p is below this, in
                 [0, 1]; by default MODEL.AIRM.MIN_CONFIDENCE of the config, 0 if it does not say.
+            guard: refuses refinements that do harm, None for none; see :mod:`airm.guard`.
+            resolution: cells of a side of the grid in its box that a coarse mask was made of, such as 28, or 0 for a
+                mask of native resolution. If it is known, the guard keeps what is far from the coarse contour as well;
+                without it, islands and holes of any size may go.
 
         Raises:
             UserError: if the weights are missing, damaged, have no config, or leave a part of the model random, if
@@ -85,6 +92,9 @@ class Refiner:
             raise UserError(f"max_memory is {max_memory}; it is a number of GiB above 0")
         if min_confidence is not None and not 0 <= min_confidence <= 1:
             raise UserError(f"min_confidence is {min_confidence}; it lies in [0, 1]")
+        if resolution is not None and (resolution != int(resolution) or resolution < 0):
+            raise UserError(f"resolution is {resolution}; it is a number of cells, such as 28, or 0 for native masks")
+        self.guard, self.resolution = guard, resolution
         self.model = build_model(cfg).eval()
         load_trained(self.model, str(weights))
         self.settings, self.max_memory = self.model.settings, max_memory
@@ -120,7 +130,8 @@ class Refiner:
             the refined mask, 1 from a probability of 0.5 on, of the type of ``mask``: a Pillow image (L, 0 and 255), an
             array of the same type and range, a boolean array for a path; for a list a list. With ``soft`` always
             float32 arrays in [0, 1]. An empty mask stays empty. With ``return_change`` a tuple of this and of float32
-            arrays in [-1, 1] of the same shape: refined probability minus coarse mask.
+            arrays in [-1, 1] of the same shape: refined probability minus coarse mask. A mask whose refinement is
+            refused by the guard stays as it is, with a warning.
 
         Raises:
             UserError: if an image or mask cannot be used, a mask has another size than the image, or memory runs out.
@@ -132,7 +143,13 @@ class Refiner:
             check_size(soft_mask, source, pixels, image)
         stacks = [soft_mask.values.reshape(-1, *pixels.shape[:2]) for soft_mask in masks]
         coarse = np.concatenate([np.zeros((0, *pixels.shape[:2]), np.float32), *stacks])
-        refined = self._refine(pixels, coarse, progress)
+        refined = self.refine_unguarded(pixels, coarse, progress)
+        if self.guard is not None:
+            guard = self.guard if self.resolution is not None else replace(self.guard, reach=None)
+            for k, given in enumerate(coarse):
+                refined[k], refusal, _ = guard_mask(given, refined[k], guard, self.resolution or 0)
+                if refusal:
+                    logger.warning("A mask stays as it is: its refinement would be %s", refusal)
         parts = np.split(refined, np.cumsum([len(stack) for stack in stacks], dtype=int))  # and an empty one
         parts = [part.reshape(m.values.shape) for part, m in zip(parts, masks, strict=False)]
         results = [part if soft else m.restore(part >= 0.5) for part, m in zip(parts, masks, strict=True)]
@@ -143,8 +160,8 @@ class Refiner:
             answers = tuple(answer[0] for answer in answers)
         return answers if return_change else answers[0]
 
-    def _refine(self, pixels: np.ndarray, coarse: np.ndarray, progress: bool) -> np.ndarray:
-        """(H, W, 3) uint8 and (N, H, W) float32 in [0, 1] to (N, H, W) float32 in [0, 1]."""
+    def refine_unguarded(self, pixels: np.ndarray, coarse: np.ndarray, progress: bool = False) -> np.ndarray:
+        """(H, W, 3) uint8 and (N, H, W) float32 in [0, 1] to what the network makes of them, float32 in [0, 1]."""
         for mask in coarse:
             if 0 < mask.max() < 0.5:
                 logger.warning(
@@ -160,7 +177,7 @@ class Refiner:
         return _run(size, lambda: self.model.refine(image, masks, settings, progress))
 
     def refine_batch(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
-        """Refine one mask of each of several images of one size in common passes; ``max_memory`` is not looked at.
+        """Refine one mask of each of several images of one size in common passes, without guard and memory limit.
 
         Args:
             images: B arrays of (H, W, 3) uint8 RGB.

@@ -15,7 +15,7 @@ instance model of Detectron2, PatchDCT by default. Each instance is refined in a
                       fields are kept, and masks that do not change
     coarse.json       the results with the masks as they were, unless --results is JSON
     images.json       likewise, without --annotations: the file that each image_id is, and the categories
-    evaluation.json   with ground truth: AP, Boundary AP, IoU and mBA, before and after
+    evaluation.json   with ground truth: AP, Boundary AP, IoU and mBA, before and after; how many masks were refused
     overlays/         with --overlays: <name>.jpg, masks before and after, with scores from 0.5 on, and
                       <name>_change.jpg, the one of these that changed most
 
@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from airm import Refiner
 from airm.figures.side_by_side import draw_overlays
+from airm.guard import GUARD
 from airm.instances.crops import InstanceRefiner
 from airm.instances.evaluation import compare_instances
 from airm.instances.progress import Progress, in_order
@@ -50,11 +51,11 @@ from pixelmask.images import read_picture
 
 DEFAULT_CONFIG = "configs/patchdct/patchdct_R_50_FPN_1x_coco.yaml"
 OUTPUTS = ("progress.jsonl", "refined.json", "coarse.json", "images.json", "evaluation.json", "overlays")
-COUNTS = ("refined", "changed", "emptied")
+COUNTS = ("refined", "changed", "emptied", "refused")
 # Options that make the results what they are
 DECISIVE = (
     *("results", "config_file", "weights", "opts", "annotations", "refiner"),
-    *("margin", "tile_size", "max_memory", "min_confidence", "min_score"),
+    *("margin", "min_side", "min_area", "tile_size", "max_memory", "min_confidence", "min_score", "resolution"),
 )
 
 Results: TypeAlias = list[dict[str, Any]]
@@ -105,7 +106,7 @@ def masks_by_image(results: Results) -> FindMasks:
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a resumed run has to have in common with the one that was interrupted."""
-    about: dict[str, Any] = {name: getattr(args, name) for name in DECISIVE}
+    about: dict[str, Any] = {name: getattr(args, name) for name in DECISIVE} | {"guard": repr(args.guard)}
     for name in ("results", "refiner", "weights"):
         path = Path(about[name] or "")
         if path.is_file():
@@ -186,8 +187,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     import_code(args.imports)
     check_output(args)
     work = Work.of(args.images, args.results, args.annotations)
-    refiner = Refiner(args.refiner, args.device, None, args.tile_size, args.max_memory, args.min_confidence)
-    instances = InstanceRefiner(refiner, args.margin, args.batch_size)
+    limits = args.tile_size, args.max_memory, args.min_confidence, args.guard, args.resolution
+    refiner = Refiner(args.refiner, args.device, None, *limits)
+    instances = InstanceRefiner(refiner, args.margin, args.batch_size, args.min_side, args.min_area)
     if work.results is None:
         config_file, opts = args.config_file or find_detector_config(args.weights), ["MODEL.DEVICE", args.device]
         categories, find_masks = load_detector(config_file, args.weights, [*opts, *args.opts], work.truth)
@@ -208,11 +210,12 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     counts = {key: sum(entry["counts"][key] for _, entry in done) for key in COUNTS}
     print(
         f"{counts['refined']} of {len(coarse)} masks in {len(done)} images were refined, {counts['changed']} "
-        f"changed; {counts['emptied']} would have become empty and stay as they were. They are in {args.output}"
+        f"changed; {counts['emptied']} would have become empty and {counts['refused']} were refused by the guard, and "
+        f"stay as they were. They are in {args.output}"
     )
     evaluation = evaluate(work, coarse, refined)
     if evaluation:
-        write_json(args.output / "evaluation.json", evaluation, indent=2)
+        write_json(args.output / "evaluation.json", {**evaluation, "masks": counts}, indent=2)
     else:  # that of earlier results is not of these
         (args.output / "evaluation.json").unlink(missing_ok=True)
     if not faults:
@@ -237,6 +240,12 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--weights", metavar="FILE", help="checkpoint of the detector; else MODEL.WEIGHTS of its config")
     add("--min-score", type=float, default=0.0, metavar="S", help="leave masks with lower scores as they are")
     add("--margin", type=float, default=0.2, metavar="M", help="around an instance, as a share of its longer side")
+    add("--min-side", type=int, default=224, metavar="N", help="enlarge crops to longer sides of N pixels; 0 for none")
+    add("--min-area", type=int, default=1024, metavar="N", help="leave masks of fewer pixels as they are")
+    grid = "masks were made of N x N cells in their boxes, 0: of pixels; default: found from each mask"
+    add("--resolution", type=int, metavar="N", help=grid)
+    every = "take every refinement, however far it goes and unsure it is"
+    add("--no-guard", dest="guard", action="store_const", const=None, default=GUARD, help=every)
     add("--batch-size", type=int, default=8, metavar="N", help="crops of one size that are refined at once; default 8")
     add("--tile-size", type=int, metavar="N", help="side in pixels of tiles in large crops; 0 for none")
     add("--max-memory", type=float, metavar="GIB", help="memory to take beyond the loaded models', by smaller tiles")

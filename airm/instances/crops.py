@@ -13,6 +13,7 @@ reading of the image and, in a batch of crops of one size, the passes through th
 does not depend on the other ones.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from pixelmask.images import ImageLike, to_rgb
 from pixelmask.rle import decode, encode, to_rle
 
 from ..coarse_to_fine import grid_axis
+from ..guard import find_resolution, guard_mask
 from ..refine.memory import estimate_peak
 from ..refiner import Refiner
 
@@ -48,6 +50,8 @@ class RefinedResults(NamedTuple):
     """Among these, those whose mask it changed."""
     emptied: int
     """Among these, those of whose mask nothing would be left; they keep it."""
+    refused: int
+    """Among these, those whose refinement the guard refused; they keep theirs, too."""
     faults: list[str]
     """A sentence for each result whose mask cannot be used; these are as they were."""
 
@@ -55,15 +59,26 @@ class RefinedResults(NamedTuple):
 class InstanceRefiner:
     """Refines the masks of an image's instances, each in a crop around it, with a trained AIRM."""
 
-    def __init__(self, refiner: Refiner | None = None, margin: float = 0.2, batch_size: int = 8):
+    def __init__(
+        self,
+        refiner: Refiner | None = None,
+        margin: float = 0.2,
+        batch_size: int = 8,
+        min_side: int = 224,
+        min_area: int = 1024,
+    ):
         """
         Args:
             refiner: its tiles, memory limit and guard hold for each crop, and the memory limit for each batch; by
-                default one with the weights that come with the project.
+                default one with the weights that come with the project. Without a ``resolution`` of its own, that of
+                each mask is found by :func:`~airm.guard.find_resolution`.
             margin: width of what a crop shows around the box of a mask, as a share of the box's longer side; it is at
                 least 32 pixels.
             batch_size: crops that go through the network at once, if they have one size and are not tiled. Good for
                 GPUs; on a CPU it neither gains nor loses.
+            min_side: pixels that the longer side of a crop has at least. Smaller ones are enlarged for the network, by
+                a whole number, and what it finds is averaged back; 0 for no enlarging.
+            min_area: masks of fewer pixels stay as they are: the grids of detectors lose next to nothing of them.
 
         Raises:
             UserError: for a value out of range.
@@ -72,10 +87,14 @@ class InstanceRefiner:
             raise UserError(f"margin is {margin}; it is a share of an instance's longer side, from 0 up")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it is a number of crops, from 1 up")
+        for name, value in (("min_side", min_side), ("min_area", min_area)):
+            if value < 0:
+                raise UserError(f"{name} is {value}; it is a number of pixels, from 0 up")
         self.refiner, self.margin, self.batch_size = refiner or Refiner(), margin, batch_size
+        self.min_side, self.min_area = min_side, max(min_area, 1)
 
     def refine(self, image: ImageLike, masks: np.ndarray) -> np.ndarray:
-        """Refine (N, H, W) boolean masks of an image; one that is empty, or would be so, stays as it is.
+        """Refine (N, H, W) boolean masks of an image; one that is small, or would be empty or refused, stays as it is.
 
         Raises:
             UserError: if the image cannot be used, the masks have another type or size, or memory runs out.
@@ -87,10 +106,10 @@ class InstanceRefiner:
                 f"the image has, not {masks.dtype} of {masks.shape}"
             )
         answer = masks.copy()
-        boxes = {i: cv2.boundingRect(mask.view(np.uint8)) for i, mask in enumerate(masks) if mask.any()}
-        for i, window, _, refined in self._refine_crops(pixels, boxes, lambda i: masks[i]):
-            if refined.any():
-                answer[i][window] = refined
+        large = [i for i, mask in enumerate(masks) if np.count_nonzero(mask) >= self.min_area]
+        boxes = {i: cv2.boundingRect(masks[i].view(np.uint8)) for i in large}
+        for i, window, refined, _ in self._refine_crops(pixels, boxes, lambda i: masks[i]):
+            answer[i][window] = refined
         return answer
 
     def refine_instances(self, image: ImageLike, instances: Instances) -> Instances:
@@ -106,8 +125,8 @@ class InstanceRefiner:
         """Refine COCO results of one image; of its masks only one is decoded at a time.
 
         Order, scores, boxes and whatever else a result holds are kept. Masks stay as they are of crowd regions, of
-        results with a lower score, if they are empty or nothing would be left of them; and where no pixel changes, the
-        RLE stays the very same.
+        results with a lower score, if they are small, or empty, or would be so, or the guard refuses what they become;
+        and where no pixel changes, the RLE stays the very same.
 
         Args:
             image: see :func:`~pixelmask.images.to_rgb`.
@@ -130,42 +149,55 @@ class InstanceRefiner:
                 faults.append(f"mask {i + 1} of {len(answers)} {e}")
                 continue
             # Of an empty mask with runs of 0 pixels, pycocotools' box is anything
-            is_empty = not mask_util.area(answer["segmentation"])
-            if not is_empty and not answer.get("iscrowd", 0) and answer.get("score", 1) >= min_score:
+            is_small = mask_util.area(answer["segmentation"]) < self.min_area
+            if not is_small and not answer.get("iscrowd", 0) and answer.get("score", 1) >= min_score:
                 boxes[i] = [int(n) for n in mask_util.toBbox(answer["segmentation"])]
-        changed = emptied = 0
-        for i, window, coarse, refined in self._refine_crops(
-            pixels, boxes, lambda i: decode(answers[i]["segmentation"])
-        ):
-            if not refined.any():
-                emptied += 1
-            elif (refined != coarse).any():
-                changed += 1
+        fates: Counter[str] = Counter()
+        crops = self._refine_crops(pixels, boxes, lambda i: decode(answers[i]["segmentation"]))
+        for i, window, refined, fate in crops:
+            fates[fate] += 1
+            if fate == "changed":
                 whole = np.zeros(pixels.shape[:2], bool, order="F")
                 whole[window] = refined  # all of the coarse mask is in the window
                 answers[i]["segmentation"] = encode(whole)
-        return RefinedResults(answers, len(boxes), changed, emptied, faults)
+        return RefinedResults(answers, len(boxes), fates["changed"], fates["emptied"], fates["refused"], faults)
 
     def _refine_crops(
         self, pixels: np.ndarray, boxes: dict[int, Box], read: Callable[[int], np.ndarray]
-    ) -> Iterator[tuple[int, Window, np.ndarray, np.ndarray]]:
-        """Yield key, window, coarse and refined mask (both boolean, of the window) of each box; ``read``: whole mask"""
+    ) -> Iterator[tuple[int, Window, np.ndarray, str]]:
+        """Yield key, window, its new mask (boolean) and what became of it, of each box; ``read``: whole mask."""
         windows = {i: find_window(box, pixels.shape[:2], self.margin) for i, box in boxes.items()}
-        for batch in self._make_batches(windows):
-            coarse = [read(i)[windows[i]].copy() for i in batch]
-            crops = [pixels[windows[i]] for i in batch]
+        sizes = {i: [span.stop - span.start for span in window] for i, window in windows.items()}
+        factors = {i: max(1, -(-self.min_side // max(size))) for i, size in sizes.items()}
+        for batch in self._make_batches({i: (size[0] * factors[i], size[1] * factors[i]) for i, size in sizes.items()}):
+            masks = [read(i)[windows[i]].copy() for i in batch]
+            crops = [_enlarge(pixels[windows[i]], factors[i]) for i in batch]
+            coarse = [_enlarge(mask.astype(np.float32), factors[i]) for i, mask in zip(batch, masks, strict=True)]
             if len(batch) == 1:  # with the tiles that the memory limit asks for
-                refined = self.refiner.refine(crops[0], coarse, soft=True)
+                refined = self.refiner.refine_unguarded(crops[0], np.stack(coarse))
             else:
                 refined = self.refiner.refine_batch(crops, coarse)
-            for i, before, after in zip(batch, coarse, refined, strict=True):
-                yield i, windows[i], before, after >= 0.5
+            for i, mask, probability in zip(batch, masks, refined, strict=True):
+                yield i, windows[i], *self._judge(mask, _shrink(probability, factors[i]))
 
-    def _make_batches(self, windows: dict[int, Window]) -> Iterator[list[int]]:
-        """Group windows of one size, in batches whose memory is bounded."""
+    def _judge(self, mask: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, str]:
+        """Return which mask is taken, and that it is "changed" or "unchanged", or why: "emptied" or "refused"."""
+        if not (refined >= 0.5).any():
+            return mask, "emptied"
+        if self.refiner.guard is not None:
+            resolution = self.refiner.resolution
+            resolution = find_resolution(mask) if resolution is None else resolution
+            refined, refusal, _ = guard_mask(mask, refined, self.refiner.guard, resolution)
+            if refusal:
+                return mask, "refused"
+        after = refined >= 0.5
+        return after, "unchanged" if (after == mask).all() else "changed"
+
+    def _make_batches(self, sizes: dict[int, tuple[int, int]]) -> Iterator[list[int]]:
+        """Group crops of one (height, width), in batches whose memory is bounded."""
         groups: dict[tuple[int, int], list[int]] = {}
-        for i, (rows, cols) in windows.items():
-            groups.setdefault((rows.stop - rows.start, cols.stop - cols.start), []).append(i)
+        for i, size in sizes.items():
+            groups.setdefault(size, []).append(i)
         for size, group in groups.items():
             number = self._count_at_once(size)
             for start in range(0, len(group), number):
@@ -225,3 +257,14 @@ def _grow(start: int, length: int, margin: int, limit: int) -> slice:
     length = min(limit, -(-(high - low) // SIDE_STEP) * SIDE_STEP)
     low = min(max(0, (low + high - length) // 2), limit - length)
     return slice(low, low + length)
+
+
+def _enlarge(x: np.ndarray, factor: int) -> np.ndarray:
+    """Enlarge (H, W, ...) pixels by a whole number, bilinearly."""
+    return x if factor == 1 else cv2.resize(x, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+
+
+def _shrink(x: np.ndarray, factor: int) -> np.ndarray:
+    """Average (H, W) over squares of ``factor`` pixels; a mask that :func:`_enlarge` gave is the same from 0.5 on."""
+    height, width = x.shape
+    return x.reshape(height // factor, factor, width // factor, factor).mean((1, 3))

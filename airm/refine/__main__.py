@@ -24,6 +24,7 @@ from pixelmask.errors import UserError
 from pixelmask.images import read_picture
 
 from ..figures.side_by_side import side_by_side
+from ..guard import GUARD
 from ..refiner import Refiner
 from .example import write_example
 from .files import Job, match_files, plan_jobs
@@ -70,7 +71,8 @@ def main(args: argparse.Namespace) -> None:
     single = Path(args.image).is_file() and Path(args.mask).is_file()
     args.output = args.output or Path(f"{Path(args.image).stem}_refined.png" if single else "refined")
     jobs = plan_jobs(matches, single, args.output, args.change, args.side_by_side, args.overwrite)
-    refiner = Refiner(args.weights, args.device, args.config, args.tile_size, args.max_memory, args.min_confidence)
+    limits = args.tile_size, args.max_memory, args.min_confidence, args.guard, args.resolution
+    refiner = Refiner(args.weights, args.device, args.config, *limits)
     failures = []
     for job in tqdm(jobs, unit="mask", disable=len(jobs) == 1):
         try:
@@ -108,6 +110,10 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--tile-size", type=int, metavar="N", help="side of tiles in pixels; 0 for whole images, as in the paper")
     add("--max-memory", type=float, metavar="GIB", help="memory to take beyond the loaded model's, by smaller tiles")
     add("--min-confidence", type=float, metavar="C", help="keep the coarse mask where |2 p - 1| < C, from 0 to 1")
+    every = "take every refinement, however far it goes and unsure it is"
+    add("--no-guard", dest="guard", action="store_const", const=None, default=GUARD, help=every)
+    grid = "masks were made of N x N cells in their boxes, 0: of pixels; then what is far from contours is kept"
+    add("--resolution", type=int, metavar="N", help=grid)
     add("--soft", action="store_true", help="write probabilities, 0 to 255, instead of 0 and 255")
     change = "also write refined minus coarse mask: 128 for no change, 255 for added, 1 for removed"
     add("--change", nargs="?", type=Path, const=True, default=False, metavar="PATH", help=change)

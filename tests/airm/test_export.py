@@ -139,14 +139,14 @@ def test_plain_cnn_of_any_size(tmp_path):
 @pytest.mark.parametrize("size", [(150, 201), (97, 64), (33, 250)])
 def test_whole_images_as_the_refiner(checkpoint, queries, size):
     pixels, coarse = picture(*size)
-    expected = Refiner(checkpoint).refine(pixels, coarse, soft=True)
+    expected = Refiner(checkpoint, guard=None).refine(pixels, coarse, soft=True)
     np.testing.assert_allclose(ExportedRefiner(queries).refine(pixels, coarse), expected, atol=TOLERANCE)
 
 
 def test_tiles_and_several_masks_as_the_refiner(checkpoint, queries):
     pixels, coarse = picture(230, 300)
     masks = np.stack([coarse, coarse[::-1, ::-1], np.zeros_like(coarse)])
-    refiner = Refiner(checkpoint, tile_size=128)
+    refiner = Refiner(checkpoint, tile_size=128, guard=None)
     refiner.model.predict = None  # a file is one step, and predicts in each tile
     expected = refiner.refine(pixels, masks, soft=True)
     refined = ExportedRefiner(queries, tile_size=128).refine(pixels, masks)
@@ -160,7 +160,7 @@ def test_unsure_pixels_keep_the_coarse_mask(checkpoint, queries):
     exported = ExportedRefiner(queries)
     limit = float(np.median(np.abs(2 * exported.refine(pixels, coarse) - 1)))
     exported.settings = replace(exported.settings, min_confidence=limit)
-    expected = Refiner(checkpoint, min_confidence=limit).refine(pixels, coarse, soft=True)
+    expected = Refiner(checkpoint, min_confidence=limit, guard=None).refine(pixels, coarse, soft=True)
     different = np.abs(exported.refine(pixels, coarse) - expected) > TOLERANCE
     assert different.mean() < 0.001  # a pixel may lie on the limit
     assert 0.4 < (expected == coarse).mean() < 0.6
@@ -169,7 +169,7 @@ def test_unsure_pixels_keep_the_coarse_mask(checkpoint, queries):
 @pytest.mark.slow
 def test_file_of_fixed_size_refines_in_its_tiles(checkpoint, tmp_path):
     (tmp_path / "config.yaml").write_text(shallow_cfg((0.5, 1.0)).dump())
-    refiner = Refiner(checkpoint, config=tmp_path / "config.yaml", tile_size=128)
+    refiner = Refiner(checkpoint, config=tmp_path / "config.yaml", tile_size=128, guard=None)
     path = tmp_path / "tile.pt2"
     export(refiner.model, path, (128, 128), queries=True)
     pixels, coarse = picture(230, 300)

@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from airm.evaluation.metrics import mean_boundary_accuracy
+from airm.guard import GUARD, Guard
 from airm.instances.crops import InstanceRefiner, RefinedPredictor, find_window
 from airm.instances.evaluation import compare_instances
 from airm.instances.work import read_truth
@@ -30,24 +31,26 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (H, W, 3), np.uint8)
 class FakeRefiner:
     """Stands for a Refiner: ``change`` is what becomes of a crop's mask; keeps the crops that it saw."""
 
-    max_memory = None
+    max_memory = resolution = None
 
-    def __init__(self, change=lambda mask: mask):
-        self.change, self.crops = change, []
+    def __init__(self, change=lambda mask: mask, guard: Guard | None = None):
+        self.change, self.guard, self.crops = change, guard, []
 
-    def refine(self, image, masks, soft):
-        assert soft and all(mask.shape == image.shape[:2] for mask in masks)
-        self.crops.append(image)
-        return [self.change(mask).astype(np.float32) for mask in masks]
+    def refine_unguarded(self, pixels, coarse):
+        assert coarse.dtype == np.float32 and coarse.shape == (1, *pixels.shape[:2])
+        self.crops.append(pixels)
+        return self.change(coarse[0]).astype(np.float32)[None]
 
 
-def in_crops(change=lambda mask: mask, **options) -> InstanceRefiner:
-    return InstanceRefiner(FakeRefiner(change), batch_size=1, **options)
+def in_crops(change=lambda mask: mask, guard: Guard | None = None, **options) -> InstanceRefiner:
+    """By default without guard, and all masks at their own size."""
+    options = {"min_side": 0, "min_area": 0, **options}
+    return InstanceRefiner(FakeRefiner(change, guard), batch_size=1, **options)
 
 
 @pytest.fixture(scope="module")
 def refiner(weights) -> Refiner:
-    return Refiner(weights)
+    return Refiner(weights, guard=None)
 
 
 def result(mask: np.ndarray, **fields) -> dict:
@@ -145,12 +148,68 @@ def test_batch_size_does_not_matter(refiner, monkeypatch):
         return Refiner.refine_batch(refiner, images, masks)
 
     monkeypatch.setattr(refiner, "refine_batch", counted)
-    masks = torch.stack([disc(H, W, (60 + 7 * k, 70), 15) for k in range(5)] + [disc(H, W, (20, 20), 8)]).numpy()
-    alone = InstanceRefiner(refiner, batch_size=1).refine(IMAGE, masks)
-    assert not sizes
-    together = InstanceRefiner(refiner, batch_size=3).refine(IMAGE, masks)
-    assert sizes == [3, 2]
-    assert (alone != together).mean() < 1e-3 and (alone != masks).any()
+    masks = torch.stack([disc(H, W, (60 + 7 * k, 70), 15) for k in range(4)] + [disc(H, W, (20, 20), 9)]).numpy()
+    # Crops of 96 pixels, and one of 64; enlarged to 192 by 2 and by 3, all have one size
+    for options, expected in (({"min_side": 0, "min_area": 0}, [3]), ({"min_side": 190, "min_area": 200}, [3, 2])):
+        sizes.clear()
+        alone = InstanceRefiner(refiner, batch_size=1, **options).refine(IMAGE, masks)
+        assert not sizes
+        together = InstanceRefiner(refiner, batch_size=3, **options).refine(IMAGE, masks)
+        assert sizes == expected
+        assert (alone != together).mean() < 1e-3 and all((a != b).any() for a, b in zip(alone, masks, strict=True))
+
+
+@pytest.mark.parametrize("min_side, factor", [(96, 1), (97, 2), (250, 3), (480, 5)])
+def test_small_crops_are_enlarged_and_come_back(min_side, factor):
+    mask = np.random.default_rng(0).random((H, W)) < 0.5  # single pixels and holes in a disc
+    mask &= disc(H, W, (69.5, 74.5), 10).numpy()
+    refiner = in_crops(min_side=min_side)
+    np.testing.assert_array_equal(refiner.refine(IMAGE, mask[None])[0], mask)
+    (crop,) = refiner.refiner.crops
+    assert crop.shape == (96 * factor, 96 * factor, 3)
+    squares = crop.reshape(96, factor, 96, factor, 3).mean((1, 3))
+    assert np.corrcoef(squares.ravel(), IMAGE[27:123, 22:118].ravel())[0, 1] > 0.9
+    up = in_crops(lambda mask: np.roll(mask, -factor, axis=0), min_side=min_side).refine(IMAGE, mask[None])[0]
+    np.testing.assert_array_equal(up, np.roll(mask, -1, axis=0))
+
+
+def test_small_masks_are_left_alone():
+    masks = np.stack([disc(H, W, (60, 70), radius).numpy() for radius in (4, 5)])
+    areas = masks.sum((1, 2))
+    assert areas[0] < areas[1] == 81
+    refiner = in_crops(lambda mask: 1 - mask, min_area=81)
+    changed = (refiner.refine(IMAGE, masks) != masks).any((1, 2))
+    outcome = refiner.refine_results(IMAGE, [result(mask) for mask in masks])
+    assert changed.tolist() == [False, True] and (outcome.refined, outcome.changed) == (1, 1)
+
+
+def test_refused_refinements_are_counted_and_masks_stay():
+    masks = np.stack([disc(H, W, (60, 70), radius).numpy() for radius in (12, 20)])
+
+    def change(mask):  # of the small one nine pixels are left; the large one loses a row and gains a far pixel
+        small = mask.sum() < 1000
+        rows, cols = np.nonzero(mask)
+        changed = mask.copy()
+        if small:
+            changed[:] = 0
+            changed[rows.mean().astype(int) + np.arange(3)[:, None] - 1, cols.mean().astype(int) + np.arange(3) - 1] = 1
+        else:
+            changed[rows.min()] = 0
+            changed[1, 1] = 1
+        return changed
+
+    expected = masks.copy()
+    expected[1, 50] = False
+    for guard, unguarded in ((GUARD, False), (None, True)):
+        refiner = in_crops(change, guard)
+        outcome = refiner.refine_results(IMAGE, [result(mask) for mask in masks])
+        assert (outcome.refused, outcome.changed) == ((0, 2) if unguarded else (1, 1))
+        refined = np.stack([decode(r["segmentation"]) for r in outcome.results])
+        np.testing.assert_array_equal(refiner.refine(IMAGE, masks), refined)
+        if unguarded:
+            assert refined[0].sum() == 9 and refined[1].sum() == expected[1].sum() + 1
+        else:
+            np.testing.assert_array_equal(refined, expected)
 
 
 def test_memory_of_batches_is_bounded(refiner, monkeypatch):
@@ -172,25 +231,26 @@ def test_behind_a_detector(refiner):
     found.pred_boxes = Boxes(torch.rand(3, 4))
     found.scores = torch.tensor([0.9, 0.8, 0.7])
     found.pred_classes = torch.tensor([2, 0, 1])
-    found.pred_masks = torch.stack([disc(H, W, (60, 70), 15), disc(H, W, (30, 30), 9), torch.zeros(H, W).bool()])
+    found.pred_masks = torch.stack([disc(H, W, (60, 70), 15), disc(H, W, (30, 30), 10), torch.zeros(H, W).bool()])
     before = found.pred_masks.clone()
-    refined = RefinedPredictor(lambda image: found, InstanceRefiner(refiner))(IMAGE)
+    in_crops = InstanceRefiner(refiner, min_side=0, min_area=0)
+    refined = RefinedPredictor(lambda image: found, in_crops)(IMAGE)
     assert refined.pred_masks.dtype == torch.bool and torch.equal(found.pred_masks, before)
     assert not torch.equal(refined.pred_masks[:2], before[:2]) and not refined.pred_masks[2].any()
     for field in ("scores", "pred_classes"):
         assert torch.equal(refined.get(field), found.get(field))
     assert refined.pred_boxes is found.pred_boxes
     results = [result(mask.numpy()) for mask in before]
-    as_results = InstanceRefiner(refiner).refine_results(IMAGE, results).results
+    as_results = in_crops.refine_results(IMAGE, results).results
     np.testing.assert_array_equal([decode(r["segmentation"]) for r in as_results], refined.pred_masks)
-    none = RefinedPredictor(lambda image: found[:0], InstanceRefiner(refiner))(IMAGE)
+    none = RefinedPredictor(lambda image: found[:0], in_crops)(IMAGE)
     assert none.pred_masks.shape == (0, H, W)
 
 
 def test_values_out_of_range(refiner):
-    for options, words in (({"margin": -1}, "margin is -1"), ({"batch_size": 0}, "batch_size is 0")):
-        with pytest.raises(UserError, match=words):
-            InstanceRefiner(refiner, **options)
+    for name, value in (("margin", -1), ("batch_size", 0), ("min_side", -1), ("min_area", -1)):
+        with pytest.raises(UserError, match=f"{name} is {value}"):
+            InstanceRefiner(refiner, **{name: value})
     for masks in (np.zeros((1, H, W)), np.zeros((H, W), bool), np.zeros((1, W, H), bool)):
         with pytest.raises(UserError, match=f"boolean array of \\(N, {H}, {W}\\)"):
             InstanceRefiner(refiner).refine(IMAGE, masks)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from airm.figures.side_by_side import ADDED, REMOVED, side_by_side
+from airm.guard import GUARD
 from airm.refine.__main__ import argument_parser, main
 from airm.refine.example import EXAMPLES
 from airm.refine.files import match_files
@@ -73,9 +74,9 @@ def folders(tmp_path):
 
 
 def test_one_image(refine, pair, tmp_path, weights, capsys):
-    refine(*pair, "-o", "new/out.png", "--change", "change.png", "--side-by-side", "panels.jpg")
-    refine(*pair, "-o", "soft.png", "--soft")
-    soft, change = Refiner(weights).refine("photo.jpg", "mask.png", soft=True, return_change=True)
+    refine(*pair, "-o", "new/out.png", "--change", "change.png", "--side-by-side", "panels.jpg", "--no-guard")
+    refine(*pair, "-o", "soft.png", "--soft", "--no-guard")
+    soft, change = Refiner(weights, guard=None).refine("photo.jpg", "mask.png", soft=True, return_change=True)
     np.testing.assert_array_equal(Image.open("new/out.png"), (soft >= 0.5) * 255)
     np.testing.assert_allclose(np.asarray(Image.open("soft.png"), float), soft * 255, atol=0.5001)
     np.testing.assert_allclose(np.asarray(Image.open("change.png"), float), 128 + 127 * change, atol=0.5001)
@@ -131,7 +132,7 @@ def test_without_options_the_projects_weights_and_names_from_the_images(refine, 
     assert sorted(path.name for path in Path("refined").rglob("*.png")) == ["a.png", "b.png", "c.png"]
 
 
-def test_options_reach_the_refiner(refine, pair, tmp_path, weights, capsys):
+def test_options_reach_the_refiner(refine, pair, tmp_path, weights, capsys, monkeypatch):
     options = ["--tile-size", 128, "--max-memory", 4, "--min-confidence", 1]
     refine(*pair, "-o", "out.png", "--config", weights.with_name("config.yaml"), *options)
     # With this guard nothing changes
@@ -139,6 +140,11 @@ def test_options_reach_the_refiner(refine, pair, tmp_path, weights, capsys):
     with pytest.raises(SystemExit) as e:
         argument_parser().parse_args(["--help"])
     assert e.value.code == 0 and "--max-memory GIB" in capsys.readouterr().out
+    seen = []
+    monkeypatch.setattr("airm.refine.__main__.process", lambda job, refiner, *_, **__: seen.append(refiner))
+    refine(*pair, "-o", "guarded.png")
+    refine(*pair, "-o", "free.png", "--no-guard", "--resolution", 28)
+    assert [(refiner.guard, refiner.resolution) for refiner in seen] == [(GUARD, None), (None, 28)]
 
 
 def test_folders_are_matched_by_name(refine, folders, capsys):

@@ -24,7 +24,7 @@ HEIGHT, WIDTH = 40, 52
 @pytest.fixture(scope="module")
 def refiner(weights):
     """Its network is replaced: the refined probability of a pixel is 0.9 coarse + 0.1 red / 255."""
-    refiner = Refiner(weights)
+    refiner = Refiner(weights, guard=None)
     refiner.model.refine = lambda image, masks, settings, progress: torch.where(
         masks.flatten(1).any(1)[:, None, None], 0.9 * masks + 0.1 * image[0] / 255, 0.0
     )
@@ -52,7 +52,7 @@ def message(call, *args, **kwargs) -> str:
 
 
 def test_runs_the_model_that_was_saved_on_one_mask_or_several(weights, model, rgb, mask):
-    refiner = Refiner(weights)
+    refiner = Refiner(weights, guard=None)
     refined, change = refiner.refine(rgb, mask, soft=True, return_change=True)
     sample = {"image": torch.tensor(rgb).permute(2, 0, 1), "coarse_mask": torch.tensor(mask).float()[None]}
     expected = model([sample])[0]["refined_mask"][0].numpy()
@@ -178,13 +178,37 @@ def test_images_that_cannot_be_used(refiner, rgb, mask, tmp_path):
 
 
 def test_unsure_pixels_keep_the_coarse_mask(weights, rgb, mask):
-    free = Refiner(weights).refine(rgb, mask, soft=True)
+    free = Refiner(weights, guard=None).refine(rgb, mask, soft=True)
     limit = float(np.median(np.abs(2 * free - 1)))
-    guarded = Refiner(weights, min_confidence=limit).refine(rgb, mask, soft=True)
+    guarded = Refiner(weights, min_confidence=limit, guard=None).refine(rgb, mask, soft=True)
     unsure = np.abs(2 * free - 1) < limit
     assert 0.2 < unsure.mean() < 0.8
     np.testing.assert_array_equal(guarded[unsure], mask[unsure])
     np.testing.assert_allclose(guarded[~unsure], free[~unsure], atol=1e-6)
+
+
+def test_guard_refuses_harm_and_leaves_filled_holes(weights, rgb, caplog):
+    size = 200
+    pixels, whole = np.zeros((size, size, 3), np.uint8), disc(size, size, (100, 100), 80).numpy()
+    holed = whole & ~disc(size, size, (100, 100), 30).numpy()
+
+    def refined(network, mask, **options):
+        refiner = Refiner(weights, **options)
+        refiner.model.refine = lambda image, masks, settings, progress: torch.stack([network(m) for m in masks])
+        return refiner.refine(pixels, mask, soft=True)
+
+    def fill(mask):
+        return torch.from_numpy(whole).float()
+
+    np.testing.assert_array_equal(refined(fill, holed), whole)  # far from any contour
+    np.testing.assert_array_equal(refined(fill, holed, resolution=28)[100, 60:141:10], [1, 1, 1, 0, 0, 0, 1, 1, 1])
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "airm"):
+        unsure = refined(lambda mask: 0.4 + 0.2 * mask, np.stack([whole, np.zeros_like(whole)]))
+    assert "would be uncertain" in caplog.text
+    np.testing.assert_array_equal(unsure[0], whole)
+    taken = refined(lambda mask: 0.4 + 0.2 * mask, whole, guard=None)
+    np.testing.assert_allclose(taken, 0.4 + 0.2 * whole, atol=1e-6)
 
 
 def test_config_is_given_or_in_the_checkpoint_or_beside_it(weights, tmp_path, rgb, mask):
@@ -207,9 +231,9 @@ def test_config_is_given_or_in_the_checkpoint_or_beside_it(weights, tmp_path, rg
 
 
 def test_without_weights_the_projects_own_and_of_a_folder_the_last_ones(weights, rgb, mask, tmp_path, monkeypatch):
-    expected = Refiner(weights).refine(rgb, mask, soft=True)
+    expected = Refiner(weights, guard=None).refine(rgb, mask, soft=True)
     monkeypatch.setattr(airm.refiner, "PRETRAINED", weights)
-    np.testing.assert_array_equal(Refiner().refine(rgb, mask, soft=True), expected)
+    np.testing.assert_array_equal(Refiner(guard=None).refine(rgb, mask, soft=True), expected)
     assert InstanceRefiner().refiner.settings == Refiner(weights).settings
     content = torch.load(weights)
     half = {n: value.half() if value.is_floating_point() else value for n, value in content["model"].items()}
@@ -218,11 +242,11 @@ def test_without_weights_the_projects_own_and_of_a_folder_the_last_ones(weights,
     (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
     refiner = Refiner.from_pretrained(tmp_path, tile_size=128)
     assert refiner.settings.tile_size == 128 and {p.dtype for p in refiner.model.parameters()} == {torch.float32}
-    rounded = Refiner(str(tmp_path)).refine(rgb, mask, soft=True)
+    rounded = Refiner(str(tmp_path), guard=None).refine(rgb, mask, soft=True)
     np.testing.assert_allclose(rounded, expected, atol=0.01)
     assert (rounded != expected).any()
     torch.save(content, tmp_path / "model_final.pth")
-    np.testing.assert_array_equal(Refiner(tmp_path).refine(rgb, mask, soft=True), expected)
+    np.testing.assert_array_equal(Refiner(tmp_path, guard=None).refine(rgb, mask, soft=True), expected)
 
 
 def test_weights_that_cannot_be_used(weights, tmp_path):
@@ -258,6 +282,7 @@ def test_arguments_that_cannot_be_used(weights, monkeypatch):
     assert "tile_size is -1" in message(Refiner, weights, tile_size=-1)
     assert "max_memory is 0" in message(Refiner, weights, max_memory=0)
     assert "min_confidence is 2" in message(Refiner, weights, min_confidence=2)
+    assert "resolution is -1" in message(Refiner, weights, resolution=-1)
 
 
 def test_memory_limit_makes_tiles(weights, rgb, mask):

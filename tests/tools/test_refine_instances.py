@@ -20,6 +20,7 @@ from tests.support.models import disc, load_tool, tiny_cfg
 H, W = 56, 72
 NAMES = ["000000000007.jpg", "000000000003.jpg", "000000000012.jpg"]
 IDS = [7, 3, 12]
+UNGUARDED = ("--no-guard", "--min-side", 0, "--min-area", 0)
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +105,10 @@ def truth(tmp_path):
 
 
 def test_json_in_json_out(refine, results, airm_weights, photos, capsys):
-    output, evaluation = refine("--results", results)
+    output, evaluation = refine("--results", results, *UNGUARDED)
     refined, before = json.loads((output / "refined.json").read_text()), some_results()
     assert evaluation is None and sorted(path.name for path in output.iterdir()) == ["refined.json"]
-    refiner = InstanceRefiner(Refiner(airm_weights))
+    refiner = InstanceRefiner(Refiner(airm_weights, guard=None), min_side=0, min_area=0)
     for old, new in zip(before, refined, strict=True):
         assert list(old) == list(new)
         assert {k: old[k] for k in old if k != "segmentation"} == {k: new[k] for k in new if k != "segmentation"}
@@ -119,8 +120,8 @@ def test_json_in_json_out(refine, results, airm_weights, photos, capsys):
 
 
 def test_a_guard_that_lets_nothing_change_gives_identical_masks(refine, results):
-    """With the highest confidence asked for, the coarse mask is kept everywhere."""
-    output, _ = refine("--results", results, "--min-confidence", 1)
+    """With the highest confidence asked for, the coarse mask is kept everywhere, also in enlarged crops."""
+    output, _ = refine("--results", results, "--min-confidence", 1, "--min-area", 0, "--min-side", 100)
     refined = json.loads((output / "refined.json").read_text())
     assert refined == [{**old, "segmentation": to_rle(old["segmentation"], H, W)} for old in some_results()]
     again, _ = refine("--results", output / "refined.json", "--min-confidence", 1, output="again")
@@ -144,9 +145,22 @@ def test_evaluation_before_and_after(refine, results, truth, capsys):
 
 
 def test_overlays_show_what_changed(refine, results):
-    output, _ = refine("--results", results, "--overlays", "--batch-size", 1, "--margin", 0.5)
+    output, _ = refine("--results", results, "--overlays", "--batch-size", 1, "--margin", 0.5, *UNGUARDED)
     names = sorted(path.name for path in (output / "overlays").iterdir())
     assert {f"{name[:-4]}.jpg" for name in NAMES} <= set(names) and "000000000003_change.jpg" in names
+
+
+def test_refused_masks_are_counted(refine, results, truth, capsys):
+    """What the guard takes of an untrained network; small masks are left alone."""
+    output, _ = refine(
+        "--results", results, "--annotations", truth, "--resolution", 28, "--min-side", 0, "--min-area", 256
+    )
+    counts = json.loads((output / "evaluation.json").read_text())["masks"]
+    assert counts["refined"] == 3 and counts["refused"] > 0 == counts["emptied"]  # one has 253 pixels
+    said = f"{counts['changed']} changed; 0 would have become empty and {counts['refused']} were refused by the guard"
+    assert said in capsys.readouterr().out
+    changed = [a != b for a, b in zip(some_results(), json.loads((output / "refined.json").read_text()), strict=True)]
+    assert changed[:2] == [False, False] and not changed[4]
 
 
 def test_annotations_without_ground_truth(refine, results, truth, capsys):
@@ -196,7 +210,7 @@ def test_one_category_is_that_of_png_masks(refine, tmp_path, truth):
 
 def test_detector(refine, config_file, detector_weights, photos, tmp_path):
     options = ["--config-file", config_file("patchdct"), "--weights", detector_weights, "--overlays"]
-    output, _ = refine(*options, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+    output, _ = refine(*options, *UNGUARDED, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
     coarse, refined = (json.loads((output / f"{name}.json").read_text()) for name in ("coarse", "refined"))
     images = json.loads((output / "images.json").read_text())
     assert [c["id"] for c in images["categories"]] == [0, 1, 2] and len(images["images"]) == 3
@@ -252,7 +266,8 @@ def test_results_of_unknown_images(refuses, results, truth, tmp_path):
 
 
 def test_an_interrupted_run_is_resumed(tool, refine, refuses, results, tmp_path, monkeypatch):
-    expected = (refine("--results", results, output="whole")[0] / "refined.json").read_text()
+    options = ("--results", results, *UNGUARDED)
+    expected = (refine(*options, output="whole")[0] / "refined.json").read_text()
     read = []
 
     def interrupted(path):
@@ -263,22 +278,24 @@ def test_an_interrupted_run_is_resumed(tool, refine, refuses, results, tmp_path,
 
     monkeypatch.setattr(tool, "read_picture", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        refine("--results", results)
+        refine(*options)
     assert read == [NAMES[0]] and not (tmp_path / "out" / "refined.json").exists()
     monkeypatch.setattr(tool, "read_picture", lambda path: read.append(path.name) or read_picture(path))
-    refuses("has an unfinished run; --resume goes on", "--results", results)
-    refuses("other options (margin)", "--results", results, "--resume", "--margin", 1)
-    output, _ = refine("--results", results, "--resume")
+    refuses("has an unfinished run; --resume goes on", *options)
+    refuses("other options (margin)", *options, "--resume", "--margin", 1)
+    refuses("other options (guard)", "--results", results, "--resume", *UNGUARDED[1:])
+    output, _ = refine(*options, "--resume")
     assert read == NAMES and (output / "refined.json").read_text() == expected
     assert not (output / "progress.jsonl").exists()
 
 
 def test_a_missing_image_can_be_added(refine, refuses, results, photos, tmp_path):
     (photos / NAMES[1]).rename(tmp_path / "elsewhere.jpg")
-    refuses("image 3: no such file", "--results", results)
+    options = ("--results", results, *UNGUARDED)
+    refuses("image 3: no such file", *options)
     (tmp_path / "elsewhere.jpg").rename(photos / NAMES[1])
-    resumed, _ = refine("--results", results, "--resume")
-    whole, _ = refine("--results", results, output="whole")
+    resumed, _ = refine(*options, "--resume")
+    whole, _ = refine(*options, output="whole")
     assert (resumed / "refined.json").read_text() == (whole / "refined.json").read_text()
 
 
@@ -306,7 +323,7 @@ def test_without_a_refiner_the_projects_own(tool, refine, results, airm_weights,
 
 
 def test_low_scores_stay(refine, results):
-    output, _ = refine("--results", results, "--min-score", 0.6)
+    output, _ = refine("--results", results, "--min-score", 0.6, *UNGUARDED)
     refined = json.loads((output / "refined.json").read_text())
     changed = [k for k, (a, b) in enumerate(zip(some_results(), refined, strict=True)) if a != b]
     assert changed == [1, 2, 3]  # of these, two were no compressed RLE
