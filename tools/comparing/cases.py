@@ -127,7 +127,9 @@ class Instances(CaseSet):
         self.name, self.truth = results or annotations, work.truth
         self.kinds = (GIVEN,) if results else KINDS
         found = spread(work.images, limit or len(work.images))
-        self.files, self.image_ids = {str(image.id): image for image in found}, [image.id for image in found]
+        self.files = {str(image.id): image for image in found}
+        # Results are of the whole set, as tools/refine_instances.py has it
+        self.image_ids = None if results and not limit else [image.id for image in found]
         listed = work.truth.content["annotations"] if work.results is None else work.results
         self.results: list[dict[str, Any]] = []
         for entry in listed:
