@@ -15,10 +15,11 @@ COCO annotations are cut into instances, each refined in a crop around it as too
 --results the masks are refined that they have, and compared with the objects that they are of.
 
     airm       an AIRM; several with --weights NAME=FILE ...
-    grabcut    OpenCV's GrabCut, begun with the coarse mask as probable foreground, all else as probable background
-    matting    closed-form matting by pymatting, with a trimap that is unknown within 5 % of the square root of the area
-               (3 pixels at least) of the coarse contour
-    --command  reads {image} and {mask} and writes {output}, PNG files; it is run without a shell for each mask
+    grabcut        OpenCV's GrabCut, begun with the coarse mask as probable foreground, all else as probable background
+    grabcut_band   the same where what is farther from the coarse contour than 2.5 % of the square root of the area (3
+                   pixels at least) is certain
+    matting        closed-form matting by pymatting, with a trimap that is unknown in that band
+    --command      reads {image} and {mask} and writes {output}, PNG files; it is run without a shell for each mask
 
 The output folder gets
 
@@ -75,7 +76,7 @@ def make_methods(args: argparse.Namespace) -> list[Method]:
             named = [_split(text) for text in args.weights or [""]]
             methods += [Airm(label or "AIRM", weights or None, **options) for label, weights in named]
         else:
-            methods.append(METHODS[name](*([args.iterations] if name == "grabcut" else [])))
+            methods.append(METHODS[name](args.iterations))
     methods += [Command(text) for text in args.command]
     names = [COARSE, *(method.name for method in methods)]
     if len(set(names)) < len(names) or len(names) == 1:

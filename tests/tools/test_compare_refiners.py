@@ -148,7 +148,7 @@ def test_tables_json_and_pages(photos, call, capsys):
     assert first[:2] == ["| given", "coarse"] and first[2] == "3" and first[5] == "-"
     content = json.loads((output / "comparison.json").read_text())
     assert content["rows"] == comparison.rows and len(content["masks"]) == 2 * 2 * 3 and content["max_size"] == 32
-    assert content["methods"]["GrabCut"].endswith("3 iterations") and content["seed"] == 0
+    assert content["methods"]["GrabCut"].endswith(" 3 iterations, no pixel certain") and content["seed"] == 0
     data = blocks(output / "worst_given.html")
     assert data["data"]["runs"] == ["coarse", "GrabCut"] and data["data"]["sideBySide"]
     assert [item["name"][:3] for item in data["data"]["items"]] == ["1. ", "2. ", "3. "]
@@ -197,7 +197,7 @@ def test_an_image_that_cannot_be_read_is_named(photos, call, fails):
 def test_trimap():
     trimap = make_trimap(truth_of(0))
     assert trimap.shape == (H, W) and set(np.unique(trimap)) == {0, 0.5, 1}
-    # 5 % of 20 pixels are less than 3: the pixels whose centres are more than 3 from the nearest of the other side
+    # 2.5 % of 20 pixels are less than 3: the pixels whose centres are more than 3 from the nearest of the other side
     assert (trimap == 1).sum() == 14 * 14 and trimap[13, 13] == 1 and trimap[12, 20] == 0.5
     assert trimap[10 - 3, 20] == 0.5 and trimap[10 - 4, 20] == 0
     thin = np.zeros((H, W), bool)
@@ -205,14 +205,14 @@ def test_trimap():
     assert ((make_trimap(thin) == 1) == thin).all()  # something is certain in any case
     large = np.zeros((400, 400), bool)
     large[100:300, 100:300] = True
-    assert (make_trimap(large) == 1).sum() == 180 * 180  # 5 % of 200
+    assert (make_trimap(large) == 1).sum() == 190 * 190  # 2.5 % of 200
 
 
-@pytest.mark.parametrize("name", ["grabcut", "matting"])
+@pytest.mark.parametrize("name", tool.METHODS)
 def test_methods_follow_the_colours_of_the_picture(name, photos):
     if name == "matting":
         pytest.importorskip("pymatting", reason="needs pymatting: pip install pymatting")
-    method = tool.METHODS[name]()
+    method = tool.METHODS[name](3)
     coarse = read_mask(photos / "a_seg.png")
     for refine in (method.refine, method.refine_instance):
         np.testing.assert_array_equal(refine(colours_of(truth_of(0)), coarse), truth_of(0))
@@ -226,7 +226,7 @@ def test_without_pymatting_it_is_left_out_unless_asked_for(photos, call, fails, 
         call(photos, "--methods", "matting")
     monkeypatch.setattr(tool, "Airm", lambda name, *args, **kwargs: Rows(name))
     _, comparison = call(photos, "--kinds", GIVEN)
-    assert list(rows_of(comparison)) == ["coarse", "AIRM", "GrabCut"]
+    assert list(rows_of(comparison)) == ["coarse", "AIRM", "GrabCut", "GrabCut in a band"]
 
 
 def test_instances_are_refined_in_crops_and_have_ap(coco, photos, call, airm_weights):
@@ -281,6 +281,7 @@ OF_COCO = ("--annotations", "{coco}", "--images", "{photos}")
         (["nowhere"], "'nowhere' is neither a folder nor a data set"),
         (["{photos}", "--methods"], "there has to be one: coarse"),
         (["{photos}", "--methods", "--command", "x=a {image} {mask}"], "is not of the form"),
+        (["{photos}", "--methods", "--command", "a {image} {mask} {output}"], "is not of the form"),
         (["{photos}", "--methods", "--command", "x=a '{image} {mask} {output}"], "is not of the form"),
         (["{photos}", "--methods", "grabcut", "--command", "GrabCut=a {image} {mask} {output}"], "names of their own"),
         (["{photos}", "--methods", "airm", "--weights", "mine=nowhere.pth"], "no weights nowhere.pth"),
@@ -300,8 +301,11 @@ def test_mistakes(options, message, photos, coco, call, fails):
         call(*(names.get(option, option) for option in options))
 
 
-def test_grabcut_is_the_same_each_time(photos):
+def test_grabcut_is_the_same_each_time_and_may_be_kept_in_a_band(photos):
     pixels, coarse = np.random.default_rng(1).integers(0, 255, (H, W, 3), np.uint8), read_mask(photos / "a_seg.png")
     first, second = (GrabCut(1).refine(pixels, coarse) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert (first != coarse).any()
+    unknown = make_trimap(coarse) == 0.5
+    banded = GrabCut(1, in_band=True).refine(pixels, coarse)
+    assert (first != coarse)[~unknown].any() and not (banded != coarse)[~unknown].any() and (banded != coarse).any()
