@@ -97,15 +97,22 @@ BUILT_IN = {
 
 
 def parse_folders(argument: str) -> CustomSet:
-    """Return the set that a folder of any layout, or IMAGES:MASKS, stands for; raise UserError if there is no such."""
-    folders = [argument] if Path(argument).is_dir() else argument.split(":", 1)
+    """Return the set that FOLDER, of any layout, or IMAGES:MASKS stands for, or a list file's part: FOLDER:LIST, ...
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    folders = [argument] if Path(argument).is_dir() else argument.split(":")
+    list_file = folders.pop() if len(folders) > 1 and Path(folders[-1]).is_file() else ""
     for folder in folders:
         if not folder or not Path(folder).is_dir():
             raise UserError(
                 f"{folder or argument!r} is neither a folder nor a data set; known are {', '.join(BUILT_IN)} (see "
-                "datasets/README.md), a folder of any layout, and IMAGES:MASKS"
+                "datasets/README.md), a folder of any layout, and IMAGES:MASKS; either may have :LIST behind it, a file"
             )
-    return CustomSet(argument, folders[0], folders[-1])
+    if len(folders) > 2:
+        raise UserError(f"{argument} names {len(folders)} folders; give one, or IMAGES:MASKS")
+    return CustomSet(argument, folders[0], folders[-1], list_file)
 
 
 def make_dicts(name: str, pairing: Pairing, check_argument: str) -> list[dict[str, Any]]:
@@ -141,7 +148,7 @@ def select_pairs(pairing: Pairing, list_file: str) -> Pairing:
     try:
         lines = Path(list_file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read list file {list_file} of DATASETS.REFINEMENT: {e}") from None
+        raise UserError(f"cannot read list file {list_file}: {e}") from None
     names = [line.strip() for line in lines if line.strip()]
     listed = set(names)
     if not listed:

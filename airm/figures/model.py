@@ -68,7 +68,7 @@ def load_dicts(argument: str) -> list[dict[str, Any]]:
     """Return the dicts of a data set for refinement, each with its "category".
 
     Args:
-        argument: a registered or synthetic data set, a folder of any layout, or IMAGES:MASKS, two folders.
+        argument: a registered or synthetic data set, or folders as in :func:`~airm.data.datasets.parse_folders`.
 
     Returns:
         dicts as in :mod:`airm.data.datasets`. The category is the folder of an image within its data set

@@ -36,11 +36,15 @@ def compare_instances(
     """
     usable = [k for k, result in enumerate(before) if _mask(result, truth) is not None]
     before, after = ([{**r[k], "segmentation": _mask(r[k], truth)} for k in usable] for r in (before, after))
-    scores = np.array([_score_pair(*pair) for pair in _match(truth, before, after)], np.float64).reshape(-1, 4)
+    pairs = [
+        _score_pair(true, before[k]["segmentation"], after[k]["segmentation"])
+        for k, true in match_objects(truth, before)
+    ]
+    scores = np.array(pairs, np.float64).reshape(-1, 4)
     answer: dict[str, Any] = {}
     for name, results, column in (("before", before, 0), ("after", after, 2)):
         means = {metric: _mean(100 * scores[:, column + k]) for k, metric in enumerate(("IoU", "mBA"))}
-        answer[name] = {**_average_precision(truth, results, image_ids), **means}
+        answer[name] = {**average_precision(truth, results, image_ids), **means}
     return {**answer, "pairs": len(scores)}
 
 
@@ -53,9 +57,10 @@ def _mask(result: dict[str, Any], truth: CocoFile) -> Rle | None:
         return None
 
 
-def _average_precision(
-    truth: CocoFile, results: Sequence[dict[str, Any]], image_ids: Sequence[Any] | None
+def average_precision(
+    truth: CocoFile, results: Sequence[dict[str, Any]], image_ids: Sequence[Any] | None = None
 ) -> dict[str, Any]:
+    """Return "segm" and "boundary" of COCO results as :func:`compare_instances` has them."""
     name = f"instances:{Path(truth.path).resolve()}"
     classes = {category_id: i for i, category_id in enumerate(truth.category_ids)}
     names = {category["id"]: category["name"] for category in truth.content["categories"]}
@@ -75,10 +80,8 @@ def _average_precision(
     return dict(evaluator.evaluate(img_ids=image_ids))
 
 
-def _match(
-    truth: CocoFile, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
-) -> Iterator[tuple[Rle, Rle, Rle]]:
-    """Yield the masks of each pair: truth, before and after."""
+def match_objects(truth: CocoFile, results: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Rle]]:
+    """Yield the index of each result that is an object's, and the object's mask; results have masks as RLE."""
     images = truth.images
     objects: dict[tuple[str, Any], list[Rle]] = {}
     for annotation in truth.content["annotations"]:
@@ -87,14 +90,14 @@ def _match(
             mask = to_rle(annotation["segmentation"], image["height"], image["width"])
             objects.setdefault((str(image["id"]), annotation["category_id"]), []).append(mask)
     groups: dict[tuple[str, Any], list[int]] = {}
-    for k in sorted(range(len(before)), key=lambda k: -before[k]["score"]):
-        groups.setdefault((str(before[k]["image_id"]), before[k]["category_id"]), []).append(k)
+    for k in sorted(range(len(results)), key=lambda k: -results[k]["score"]):
+        groups.setdefault((str(results[k]["image_id"]), results[k]["category_id"]), []).append(k)
     for key, indices in groups.items():
         true = objects.get(key, [])
-        found = match(mask_overlaps([before[k]["segmentation"] for k in indices], true))
+        found = match(mask_overlaps([results[k]["segmentation"] for k in indices], true))
         for k, index in zip(indices, found, strict=True):
             if index is not None:
-                yield true[index], before[k]["segmentation"], after[k]["segmentation"]
+                yield k, true[index]
 
 
 def _score_pair(truth: Rle, *masks: Rle) -> list[float]:

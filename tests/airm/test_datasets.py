@@ -117,6 +117,8 @@ def test_a_users_sets_of_every_form(root, monkeypatch):
     assert [d["coarse_file_name"] for d in DatasetCatalog.get("like_big")] == [f"{root}/y/a_seg.png"]
     assert [d["image_id"] for d in DatasetCatalog.get("listed")] == ["1", "2"]
     assert [d["mask_file_name"] for d in DatasetCatalog.get("listed_of_one")] == [f"{root}/x/1.png"]
+    for argument, ids in ((f"{root}/im:{root}/gt:{root}/list.txt", ["1", "2"]), (f"{root}/x:{root}/one.txt", ["1"])):
+        assert [d["image_id"] for d in datasets.parse_folders(argument)()] == ids
     with pytest.raises(UserError, match=rf"c/3.jpg has no mask.*--check {root}/im:{root}/gt"):
         DatasetCatalog.get("incomplete")
 

@@ -90,7 +90,7 @@ def test_known_sets_are_compared_with_their_published_number(script, root, capsy
     assert f"{root}/DUTS-TE, which does not exist" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argument", ["nowhere", "images:nowhere", ":images", "images:"])
+@pytest.mark.parametrize("argument", ["nowhere", "images:nowhere", ":images", "images:", "images:masks:nowhere.txt"])
 def test_what_is_neither_a_name_nor_a_folder(argument, script, root, monkeypatch):
     put_pairs(root, 1)
     monkeypatch.chdir(root)

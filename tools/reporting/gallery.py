@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from pixelmask.drawing import Window, find_largest_change, fit, resize
-from pixelmask.images import read_picture
+from pixelmask.images import ImageLike, to_rgb
 from pixelmask.rle import decode
 
 WEBP_QUALITY = 78
@@ -51,7 +51,7 @@ class Picture:
     """
 
     name: str
-    file: str
+    file: ImageLike
     layers: dict[str, list[Instance]]
     values: dict[str, list[float | None]]
     disagreements: dict[str, float | None]
@@ -78,7 +78,7 @@ class Picture:
         Raises:
             UserError: if the image cannot be read.
         """
-        image = read_picture(self.file)
+        image = to_rgb(self.file)
         height, width = image.shape[:2]
         scale = min(1.0, size / max(height, width))
         reduced = "" if scale == 1 else f" reduced to {scale:.0%}"

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jinja2  # torch has brought it
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from .gallery import Picture
 from .instance_gallery import InstanceGallery
 from .metric_tables import Table, metric_tables
 from .refinement_gallery import RefinementGallery
-from .reported_runs import ReportedRun, choose_data_set, read_runs
+from .reported_runs import Curve, ReportedRun, choose_data_set, read_runs
 
 FOLDER = Path(__file__).parent / "assets"
 SCRIPTS = ("masks.js", "panels.js", "curves.js", "gallery.js", "zoom.js", "main.js")
@@ -34,15 +34,32 @@ LOSS = re.compile(r"loss")
 T = TypeVar("T")
 
 
-class Content(NamedTuple):
-    """What a page is about. ``measures`` has the names of the pictures' values; no pictures, no gallery."""
+class Shown(Protocol):
+    """What a page has to know of a run, or of another source of masks."""
 
-    runs: Sequence[ReportedRun]
+    @property
+    def name(self) -> str: ...
+    @property
+    def about(self) -> str: ...
+    @property
+    def is_refinement(self) -> bool: ...
+    @property
+    def curves(self) -> dict[str, Curve]: ...
+
+
+class Content(NamedTuple):
+    """What a page is about. ``measures`` has the names of the pictures' values; no pictures, no gallery.
+
+    With ``side_by_side`` a card shows image, all runs and truth, and there are no curves.
+    """
+
+    runs: Sequence[Shown]
     data_set: str
     tables: Sequence[Table]
     class_names: list[str]
     measures: dict[str, str]
     pictures: Iterable[Picture]
+    side_by_side: bool = False
 
 
 def write_report(
@@ -75,7 +92,7 @@ def write_report(
     data_set = choose_data_set(runs, data_set)
     content = Content(runs, data_set, metric_tables(runs), [], {}, iter(()))
     if max_images:
-        content = _with_gallery(content, max_images, min_score, patch_labels)
+        content = _with_gallery(content, runs, max_images, min_score, patch_labels)
     write_page(Path(output), content, image_size)
     return Path(output)
 
@@ -86,14 +103,16 @@ def spread(records: Sequence[T], count: int) -> list[T]:
     return [records[i * len(records) // count] for i in range(count)]
 
 
-def _with_gallery(content: Content, max_images: int, min_score: float, patch_labels: bool) -> Content:
+def _with_gallery(
+    content: Content, runs: Sequence[ReportedRun], max_images: int, min_score: float, patch_labels: bool
+) -> Content:
     gallery: InstanceGallery | RefinementGallery
-    if not content.runs[0].is_refinement:
-        gallery = InstanceGallery(content.runs, content.data_set, min_score, patch_labels)
+    if not runs[0].is_refinement:
+        gallery = InstanceGallery(runs, content.data_set, min_score, patch_labels)
     elif patch_labels:
         raise UserError("--patch-labels: masks of AIRM are not made of patches")
     else:
-        gallery = RefinementGallery(content.runs, content.data_set)
+        gallery = RefinementGallery(runs, content.data_set)
     records = tqdm(spread(gallery.records, max_images), desc="drawing the gallery", unit="image")
     pictures = map(gallery.picture, records)
     return content._replace(class_names=gallery.class_names, measures=gallery.measures, pictures=pictures)
@@ -114,6 +133,7 @@ def write_page(path: Path, content: Content, image_size: int) -> None:
         style=(FOLDER / "page.css").read_text(encoding="utf-8"),
         script="\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS),
         runs=content.runs,
+        side_by_side=content.side_by_side,
         tables=content.tables,
         data=_data(content, image_size),
     )
@@ -129,6 +149,7 @@ def _data(content: Content, image_size: int) -> Iterator[tuple[str, str]]:
         summaries.append(picture.summary())
     data = {
         "runs": [run.name for run in content.runs],
+        "sideBySide": content.side_by_side,
         "isRefinement": content.runs[0].is_refinement,
         "classes": content.class_names,
         "measures": content.measures,
@@ -151,7 +172,7 @@ def to_json(value: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _curves(runs: Sequence[ReportedRun], is_wanted: Any) -> dict[str, list[list[tuple[int, float]]]]:
+def _curves(runs: Sequence[Shown], is_wanted: Any) -> dict[str, list[list[tuple[int, float]]]]:
     """Return a list of points of each run for each quantity; an empty one for a run without it."""
     keys = dict.fromkeys(key for run in runs for key in run.curves if is_wanted(key))
     return {key: [[(x, _rounded(y)) for x, y in run.curves.get(key, [])] for run in runs] for key in keys}

@@ -30,6 +30,10 @@ class ReportedRun(FinishedRun):
     name: str
     curves: dict[str, Curve]
 
+    @property
+    def about(self) -> str:
+        return str(self.folder)
+
     def results(self, data_set: str, file: str) -> Any:
         """Return the content of a JSON file that the evaluation of a data set wrote, None where it wrote none."""
         path = self.folder / "inference" / data_set / file

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from comparing.output import Source
 from reporting.gallery import Picture, encode_image, encode_mask
+from reporting.page import Content, write_page
 from tests.tools.reporting.browser import drawn_card, texts, wait
-from tests.tools.reporting.drawn import CLASSES, NAMES, drawn_pictures, write_drawn
+from tests.tools.reporting.drawn import CLASSES, HEIGHT, NAMES, WIDTH, box, drawn_pictures, write_drawn
 
 pytest.importorskip("selenium", reason="needs Selenium: pip install selenium")
 
@@ -255,3 +257,31 @@ def test_500_images_stay_usable(clean, tmp_path):
     # On two cores that seven others share it took 6, 2 and 11 s
     print(f"loaded {loaded:.1f} s, shown {shown:.1f} s, sorted {sorted_:.1f} s, scrolled {scrolled:.1f} s")
     assert shown < 30 and sorted_ < 20 and scrolled < 60
+
+
+def test_all_methods_of_a_comparison_stand_side_by_side(clean, tmp_path):
+    masks = {"truth": [box(10, 10, 50, 40)], "run0": [box(14, 10, 50, 40)], "run1": [], "run2": [box(10, 10, 60, 40)]}
+    image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    values = {"IoU": [90.0, None, 75.0]}
+    picture = Picture("1. x", image, masks, values, {"0-1": None, "0-2": 0.32, "1-2": None})
+    sources = [Source(name, "made so") for name in ("coarse", "first", "<second>")]
+    measures = {"IoU": "IoU, percent"}
+    write_page(tmp_path / "x.html", Content(sources, "drawn", [], [], measures, [picture], side_by_side=True), 640)
+    clean.get((tmp_path / "x.html").as_uri())
+    card = drawn_card(clean)
+    shown = ["Image", "coarse", "first", "<second>", "Truth", "Difference of A and B"]
+    assert texts(clean, f"{card} figcaption") == shown
+    assert texts(clean, f"{card} .values") == [
+        "IoU, percent: coarse 90.00, first none, <second> 75.00 · disagreement: none"
+    ]
+    assert "<second>: made so" in texts(clean, "header li") and not texts(clean, "#curves")
+    middle = 25 / 60
+    for panel, covered in (("image", False), ("run0", True), ("run1", False), ("run2", True), ("truth", True)):
+        assert is_near(pixel(clean, canvas_of(card, panel), 30 / 80, middle), (90, 90, 90), 4) != covered
+    choose(clean, "run-b", "2")
+    card = drawn_card(clean)
+    assert is_near(pixel(clean, canvas_of(card, "difference"), 55 / 80, middle), BLUE)
+    press(clean, "#gallery [data-panel=run1]")
+    assert texts(clean, "#cards > li figcaption") == [*shown[:2], *shown[3:]]
+    press(clean, f"{card} button")  # the dialog
+    wait(lambda: texts(clean, "#zoom-panels figcaption") == [*shown[:2], *shown[3:]])

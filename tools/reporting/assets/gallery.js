@@ -55,6 +55,7 @@ function format(value) {
 function describeFigures(entry) {
   const figures = figuresOf(entry);
   const parts = Object.entries(DATA.measures).map(([key, name]) => {
+    if (DATA.sideBySide) return `${name}: ${DATA.runs.map((run, i) => `${run} ${format(figures.values[key][i])}`).join(", ")}`;
     const [a, b] = [figures.values[key][state.a], figures.values[key][state.b]].map(format);
     return DATA.runs.length > 1 ? `${name}: A ${a}, B ${b}` : `${name}: ${a}`;
   });

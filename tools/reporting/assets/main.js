@@ -108,8 +108,10 @@ function connectGallery() {
   refresh();
 }
 
-addChart("Loss", DATA.curves.loss, ["total_loss"]);
-addChart("Accuracy", DATA.curves.accuracy, ["segm/AP", "refinement/refined_IoU"]);
+if (!DATA.sideBySide) {
+  addChart("Loss", DATA.curves.loss, ["total_loss"]);
+  addChart("Accuracy", DATA.curves.accuracy, ["segm/AP", "refinement/refined_IoU"]);
+}
 if (DATA.items.length) connectGallery();
 else {
   document.getElementById("gallery-content").hidden = true;

@@ -12,11 +12,12 @@ const state = {
   label: null,
   page: 0,
   pageSize: 24,
-  panels: { truth: true, coarse: true, a: true, b: true, difference: true },
   overlays: { fill: true, outline: true, words: false, patches: false },
 };
 
-const PANELS = ["truth", ...(DATA.isRefinement ? ["coarse"] : []), "a", ...(DATA.runs.length > 1 ? ["b"] : []), "difference"];
+const PANELS = DATA.sideBySide ? ["image", ...DATA.runs.map((_, i) => `run${i}`), "truth", "difference"]
+  : ["truth", ...(DATA.isRefinement ? ["coarse"] : []), "a", ...(DATA.runs.length > 1 ? ["b"] : []), "difference"];
+state.panels = Object.fromEntries(PANELS.map((panel) => [panel, true]));
 const OVERLAYS = { fill: "Fill", outline: "Outlines", words: "Class and score", patches: "Patch labels" };
 
 function hasPatches() {
@@ -45,6 +46,8 @@ function loadImage(view) {
 }
 
 function panelTitle(panel) {
+  if (panel === "image") return "Image";
+  if (panel.startsWith("run")) return DATA.runs[Number(panel.slice(3))];
   if (panel === "truth") return "Truth";
   if (panel === "coarse") return "Coarse mask";
   if (panel === "difference") return DATA.runs.length > 1 ? "Difference of A and B" : "Difference of A and truth";
