@@ -61,6 +61,9 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.AFFINITY_LOSS_WEIGHT = 0.5
     # What pixels near the truth's contour count more than others do in l1, l2 and cross-entropy; not of the paper
     airm.BAND_WEIGHT = 0.0
+    # How often training refines a batch twice and learns from the second time alone, which begins with the result of
+    # the first, at the ratio 1/2 or 1, as refinement from coarse to fine does; not of the paper
+    airm.SECOND_PASS_PROB = 0.0
     # Checkpoint of an AIRM whose encoder training starts from and leaves as it is, as in Sec. 3.2; "": none
     airm.FROZEN_ENCODER = ""
 

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixelmask.errors import UserError
 
@@ -47,6 +48,7 @@ class AIRM(nn.Module):
         freeze_encoder: bool = False,
         query_inputs: Sequence[str] = (),
         band_weight: float = 0.0,
+        second_pass_prob: float = 0.0,
     ):
         """
         Args:
@@ -59,10 +61,12 @@ class AIRM(nn.Module):
             freeze_encoder: whether training leaves the encoder as it is, the statistics of its norms too.
             query_inputs: what the mapping also sees at q, keys of :data:`.query_inputs.CHANNELS`.
             band_weight: see :func:`.losses.mapping_losses`.
+            second_pass_prob: how often training begins with the result of a pass before.
         """
         super().__init__()
         self.encoder, self.mapping = encoder, mapping
-        self.freeze_encoder, self.query_inputs, self.band_weight = freeze_encoder, query_inputs, band_weight
+        self.freeze_encoder, self.query_inputs = freeze_encoder, query_inputs
+        self.band_weight, self.second_pass_prob = band_weight, second_pass_prob
         if freeze_encoder:
             encoder.requires_grad_(False)
         # Of a pixel of the encoder's input, which training queries; a position of F is 2. The smaller cells of pixels
@@ -101,6 +105,7 @@ class AIRM(nn.Module):
             "freeze_encoder": bool(airm.FROZEN_ENCODER),
             "query_inputs": tuple(airm.QUERY_INPUTS),
             "band_weight": airm.BAND_WEIGHT,
+            "second_pass_prob": airm.SECOND_PASS_PROB,
         }
 
     @property
@@ -244,15 +249,26 @@ class AIRM(nn.Module):
         inputs = self.encoder_input(images, masks)
         return self.query(self.encoder(inputs), rows, cols, chunk, parameters, self.query_maps(inputs)).sigmoid()
 
+    def _inputs(self, images: Tensor, masks: Tensor, ratio: Tensor | None = None) -> Tensor:
+        return self.encoder_input(self.with_computed(images, masks, ratio) if self.has_computed else images, masks)
+
+    @torch.no_grad()
+    def _first_pass(self, inputs: Tensor) -> Tensor:
+        """Return the (B, 1, H, W) masks that the encoder's inputs are refined to, at the ratio 1/2 as often as at 1."""
+        rows, cols = (pixel_centres(n, inputs) for n in inputs.shape[2:])
+        if torch.rand(()).item() < 0.5:
+            inputs = F.avg_pool2d(inputs, 2)
+        return self.query(self.encoder(inputs), rows, cols, maps=self.query_maps(inputs)).sigmoid()
+
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = self.normalise(torch.stack([x["image"].to(self.device) for x in batched_inputs]))
         coarse, masks = (
             torch.stack([x[key].to(self.device) for x in batched_inputs]) for key in ("coarse_mask", "mask")
         )
-        if self.has_computed:
-            ratios = [x["colour"] for x in batched_inputs if "colour" in x]
-            images = self.with_computed(images, coarse, torch.stack(ratios).to(self.device) if ratios else None)
-        inputs = self.encoder_input(images, coarse)
+        ratios = [x["colour"].to(self.device) for x in batched_inputs if "colour" in x]
+        inputs = self._inputs(images, coarse, torch.stack(ratios) if ratios else None)
+        if self.second_pass_prob and torch.rand(()).item() < self.second_pass_prob:
+            inputs = self._inputs(images, self._first_pass(inputs))
         losses = {}
         if self.encoder.affinity is None:
             features = self.encoder(inputs)

@@ -5,7 +5,7 @@ position is, in most pictures, their colour, and which colours are the object's,
 computed from image and mask for that:
 
 - "colour", the log ratio of the likelihoods of a pixel's colour in the fore- and the background of this very picture;
-- "local", the coarse mask as a linear function of colour in windows of two sizes, fitted by least squares: the guided
+- "local", the coarse mask as a linear function of colour in windows of three sizes, fitted by least squares: the guided
   filter of He et al., ECCV 2010. Where the contour is off by less than a window, it moves to the nearest edge.
 
 Letters: B images, (H, W) their pixels, E channels of what is computed, K bins of a colour channel.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHANNELS = {"mask": 1, "image": 3, "colour": 1, "local": 2}
+CHANNELS = {"mask": 1, "image": 3, "colour": 1, "local": 3}
 """Channels of each query input."""
 COMPUTED = ("colour", "local")
 """Those that are computed, in this order."""
@@ -25,8 +25,8 @@ COMPUTED = ("colour", "local")
 BINS = 16
 LIMIT = 4.0  # of the log ratio: a colour that is e^4 times as frequent on one side is that side's
 PRIOR = 2.0  # pixels of each side that are taken to be of every colour
-# Windows are (2 RADIUS + 1) pixels of an image that is smaller by these factors
-FACTORS, RADIUS = (2, 8), 3
+# Windows are 7 pixels wide, RADIUS on each side, in an image that is smaller by these factors
+FACTORS, RADIUS = (1, 2, 8), 3
 NOISE = 1e-4  # of colours in [0, 1], a variance: weaker edges count as none
 
 
@@ -140,6 +140,14 @@ def _solve(matrix: dict[tuple[int, int], Tensor], right: list[Tensor]) -> Tensor
 
 def _mean(x: Tensor) -> Tensor:
     """Return the means over the window of each pixel, as far as it is in the image."""
-    for kernel, padding in (((2 * RADIUS + 1, 1), (RADIUS, 0)), ((1, 2 * RADIUS + 1), (0, RADIUS))):
-        x = F.avg_pool2d(x, kernel, 1, padding, count_include_pad=False)
-    return x
+    counts = torch.ones_like(x[:1, :1])
+    return _sum(_sum(x, 2), 3) / _sum(_sum(counts, 2), 3)
+
+
+def _sum(x: Tensor, axis: int) -> Tensor:
+    """Add up the 7 values around each along an axis, as four and two and one: faster than pooling."""
+    n = x.shape[axis]
+    padded = F.pad(x, (RADIUS, RADIUS) if axis == 3 else (0, 0, RADIUS, RADIUS))
+    two = padded.narrow(axis, 0, n + 5) + padded.narrow(axis, 1, n + 5)
+    four = two.narrow(axis, 0, n) + two.narrow(axis, 2, n)
+    return four + two.narrow(axis, 4, n) + padded.narrow(axis, 6, n)

@@ -97,7 +97,7 @@ def test_any_size(checkpoint, queries, suffix, smallest):
         torch.testing.assert_close(ask(*size), expected, atol=TOLERANCE, rtol=0)
         assert expected.std() > 0.005
     if suffix == ".pt2":
-        with pytest.raises(UserError, match=r"refiner.pt2 cannot be run on inputs of \(1, 6, 32, 64\).*64"):
+        with pytest.raises(UserError, match=r"refiner.pt2 cannot be run on inputs of \(1, 7, 32, 64\).*64"):
             ask(32, 64)
 
 
@@ -109,7 +109,7 @@ def test_onnx_names_what_it_takes(queries):
         return {x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in values}
 
     assert shapes(model.graph.input) == {
-        "image": [1, 6, "height", "width"],  # and what is computed of whole images
+        "image": [1, 7, "height", "width"],  # and what is computed of whole images
         "mask": [1, 1, "height", "width"],
         "rows": ["rows"],
         "cols": ["cols"],

@@ -51,7 +51,7 @@ def test_colour_ratio_by_hand():
 def test_masks_of_one_value_say_nothing_extreme(value: float):
     image, mask = scene()
     found = computed_inputs(image, torch.full_like(mask, value), ALL)
-    assert found.shape == (1, 3, 64, 96) and found.isfinite().all() and found.abs().max() <= 1
+    assert found.shape == (1, 4, 64, 96) and found.isfinite().all() and found.abs().max() <= 1
     assert found[:, 1:].numpy() == pytest.approx(2 * value - 1, abs=1e-4)
 
 
@@ -82,7 +82,7 @@ def test_local_fit_is_least_squares():
 def test_any_size(size: tuple[int, int]):
     image, mask = torch.rand(2, 3, *size), torch.rand(2, 1, *size)
     found = computed_inputs(image, mask, ALL)
-    assert found.shape == (2, 3, *size) and found.isfinite().all()
+    assert found.shape == (2, 4, *size) and found.isfinite().all()
     each = torch.cat([computed_inputs(image[i : i + 1], mask[i : i + 1], ALL) for i in range(2)])
     assert torch.allclose(found, each, atol=1e-5)
 
@@ -117,10 +117,10 @@ def model():
 
 def test_inputs_reach_encoder_and_mapping_and_cost_their_columns(model):
     plain = untrained(tiny_airm_cfg()).eval()
-    assert model.encoder.backbone.patch_embed1.proj.in_channels == 4 + num_computed(ALL) == 7
-    assert model.mapping.shapes[0][1] - plain.mapping.shapes[0][1] == 7
+    assert model.encoder.backbone.patch_embed1.proj.in_channels == 4 + num_computed(ALL) == 8
+    assert model.mapping.shapes[0][1] - plain.mapping.shapes[0][1] == 8
     costs = [pass_cost(m, (64, 96), settings=replace(m.settings, ratios=(1.0,), padding=0)) for m in (model, plain)]
-    assert costs[0].query - costs[1].query == 64 * 96 * 7 * model.mapping.shapes[0][0]
+    assert costs[0].query - costs[1].query == 64 * 96 * 8 * model.mapping.shapes[0][0]
     assert costs[0].encoder > costs[1].encoder
 
 
