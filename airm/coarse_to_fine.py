@@ -24,7 +24,7 @@ ALIGNMENT = 16
 SMALLEST_SIDE = 32
 
 Network = Callable[..., Tensor]
-"""As :meth:`AIRM.step`: images, masks, rows, columns, chunk and, where tiles share it, the mapping to probabilities."""
+"""As :meth:`AIRM.step`: images, masks, rows, columns, chunk and what a ratio's steps share, to probabilities."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class CoarseToFine:
         settings: Settings,
         progress: bool = False,
         predict: Callable[[Tensor, Tensor], Any] | None = None,
-        computed: Callable[[Tensor, Tensor], Tensor] | None = None,
+        colours: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         """
         Args:
@@ -196,11 +196,11 @@ class CoarseToFine:
             settings: see there.
             progress: whether to show a progress bar of the tiles.
             predict: from images and masks to what the tiles of a ratio have in common, see :meth:`AIRM.predict`.
-            computed: from images and masks of a ratio to images with the channels that are computed of both, see
-                :meth:`AIRM.with_computed`.
+            colours: from images and masks of a ratio to what the network is to know of all their colours, see
+                :meth:`AIRM.colours`.
         """
         self.step, self.settings, self.progress = step, settings, progress
-        self.predict, self.computed = predict, computed
+        self.predict, self.colours = predict, colours
         longer = max(images.shape[2:])
         ratios = settings.ratios
         used = [r for r in ratios[:-1] if longer * r >= settings.min_size_test] + list(ratios[-1:])
@@ -244,14 +244,13 @@ class CoarseToFine:
         grid = self.grids[level]
         last = level + 1 == len(self.grids)
         size = [axis.full for axis in grid] if last else [axis.size for axis in self.grids[level + 1]]
-        images = self.images[level] if self.computed is None else self.computed(self.images[level], masks)
-        images, padded = (_pad(x, grid) for x in (images, masks))
+        images, padded = (_pad(x, grid) for x in (self.images[level], masks))
         # What no tile answers keeps the coarser mask
         result = F.interpolate(masks, tuple(size), mode="bilinear", align_corners=False)
         tiles = self.tiles(level)
         encoded = self._undecided(tiles, padded) if level > 0 and len(tiles) > 1 else tiles
         planned = _plan(encoded, grid, size, masks.device) if encoded else []
-        shared = self._predict(images, padded) if planned and len(tiles) > 1 else ()
+        shared = self._share(level, masks, images, padded) if planned else ()
         chunk = max(1, self.settings.query_chunk // len(masks))
         title = f"ratio {level + 1} of {len(self.grids)}"
         for tile, rows, cols in tqdm(planned, desc=title, disable=not self.progress):
@@ -269,14 +268,18 @@ class CoarseToFine:
             undecided.append(between.any() | (low < 0.5) & (high > 0.5))
         return list(itertools.compress(tiles, torch.stack(undecided).tolist()))
 
-    def _predict(self, images: Tensor, masks: Tensor) -> tuple[Any, ...]:
-        """Predict the mapping that tiles share, from the whole of the padded inputs, shrunk to the size of a tile."""
-        if self.predict is None:
-            return ()
+    def _share(self, level: int, masks: Tensor, images: Tensor, padded: Tensor) -> tuple[Any, ...]:
+        """Return what all steps of a ratio get: the mapping, if there are tiles, and the colours.
+
+        The mapping is predicted from the whole of the padded images and masks, shrunk to the size of a tile.
+        """
+        table = () if self.colours is None else (self.colours(self.images[level], masks),)
+        if self.predict is None or len(self.tiles(level)) == 1:
+            return (None, *table) if table else ()
         scale = self.settings.tile_size / max(images.shape[2:])
         size = [max(round(n * scale / ALIGNMENT) * ALIGNMENT, SMALLEST_SIDE) for n in images.shape[2:]]
-        shrunk = (F.interpolate(x, size, mode="bilinear", antialias=True) for x in (images, masks))
-        return (self.predict(*shrunk),)
+        shrunk = (F.interpolate(x, size, mode="bilinear", antialias=True) for x in (images, padded))
+        return (self.predict(*shrunk, *table), *table)
 
 
 def _resize(x: Tensor, grid: Sequence[GridAxis]) -> Tensor:

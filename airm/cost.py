@@ -110,15 +110,17 @@ def pass_cost(
 
     costs = []
 
-    def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int, *shared: None) -> Tensor:
+    def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int, *shared: bool) -> Tensor:
         encoded = encode(*images.shape[2:])
         queries = count_queries(len(rows), len(cols), *images.shape[2:])
-        costs.append((encoded.attention, encoded.encoder, 0 if shared else encoded.hypernetwork, queries))
+        hypernetwork = 0 if any(shared) else encoded.hypernetwork
+        costs.append((encoded.attention, encoded.encoder, hypernetwork, queries))
         return masks.new_zeros(1, 1, 1, 1).expand(1, 1, len(rows), len(cols))
 
-    def predict(images: Tensor, masks: Tensor) -> None:
+    def predict(images: Tensor, masks: Tensor) -> bool:
         encoded = encode(*images.shape[2:])
         costs.append((encoded.attention, encoded.encoder, encoded.hypernetwork, 0))
+        return True
 
     # One channel: the image's values are never looked at
     settings = settings or model.settings

@@ -6,9 +6,7 @@ calls it once for each ratio, and tile; what lies between these calls is resizin
 
 import copy
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from pixelmask.images import ImageLike, to_rgb
 from .coarse_to_fine import ALIGNMENT, SMALLEST_SIDE, CoarseToFine, Settings
 from .implicit_mapping import pixel_centres
 from .meta_arch import AIRM
-from .query_inputs import computed_inputs, num_computed
+from .query_inputs import colour_table
 from .refine.inputs import MaskLike, check_size, to_soft
 
 SMALLEST_DYNAMIC = 64
@@ -42,23 +40,33 @@ class RefinementStep(nn.Module):
         super().__init__()
         self.model, self.queries = copy.deepcopy(model).cpu().eval(), queries
 
-    def forward(self, image: Tensor, mask: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Tensor:
+    @property
+    def takes_colours(self) -> bool:
+        """Whether a table of colours is an input, too: with ``queries``, which come with windows of an image."""
+        return self.queries and "colour" in self.model.query_inputs
+
+    def forward(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        rows: Tensor | None = None,
+        cols: Tensor | None = None,
+        colours: Tensor | None = None,
+    ) -> Tensor:
         """
         Args:
-            image: (1, 3, H, W) float32 RGB in [0, 255]. With ``queries``, which come with windows of an image, the E
-                channels follow that are computed of all of it, see :func:`.query_inputs.computed_inputs`.
+            image: (1, 3, H, W) float32 RGB in [0, 255].
             mask: (1, 1, H, W) float32 coarse mask in [0, 1].
             rows, cols: (R,) and (C,) float32 positions to ask for, in a frame in which the image spans [-1, 1]; with
                 ``queries`` only. Else R is H and C is W, and they are the centres of the pixels.
+            colours: (1, K^3) of the whole image, see :func:`.query_inputs.colour_table`; only where it is an input.
 
         Returns:
             (1, 1, R, C) refined mask in [0, 1].
         """
-        images = torch.cat([self.model.normalise(image[:, :3]), image[:, 3:]], dim=1)
         if rows is None or cols is None:
             rows, cols = (pixel_centres(n, image) for n in image.shape[2:])
-            images = self.model.with_computed(images, mask) if self.model.has_computed else images
-        return self.model.step(images, mask, rows, cols)
+        return self.model.step(self.model.normalise(image), mask, rows, cols, table=colours)
 
 
 def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) -> Export:
@@ -83,16 +91,15 @@ def export_refiner(step: RefinementStep, size: tuple[int, int] | None = None) ->
     sides = {2: "height", 3: "width"} if dims else {}
     queries = [{0: "rows"}, {0: "cols"}] if step.queries else []
     if dims or queries:
-        dynamic = [sides, sides, *queries]
+        dynamic = [sides, sides, *queries, *([{}] if step.takes_colours else [])]
     shape = size or (6 * ALIGNMENT, 10 * ALIGNMENT)  # unequal sides, so that they are not taken for one
     image, mask = 255 * torch.rand(1, 3, *shape), (torch.rand(1, 1, *shape) > 0.5).float()
-    query_inputs = step.model.query_inputs
-    if step.queries and step.model.has_computed:
-        image = _with_computed(query_inputs, image, mask)
-    grid = [pixel_centres(2 * n, image) for n in shape] if step.queries else []
+    others = [pixel_centres(2 * n, image) for n in shape] if step.queries else []
+    if step.takes_colours:
+        others.append(_colours(image, mask))
     metadata = {"part": "refiner", "queries": step.queries, "size": size, "settings": asdict(step.model.settings)}
-    metadata["query_inputs"] = query_inputs
-    return export_module(step, (image, mask, *grid), metadata, "refined_mask", dynamic, dims)
+    metadata["colours"] = step.takes_colours
+    return export_module(step, (image, mask, *others), metadata, "refined_mask", dynamic, dims)
 
 
 def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None = None) -> float:
@@ -107,17 +114,16 @@ def check_refiner(file: ExportedFile, model: AIRM, size: tuple[int, int] | None 
     inputs = []
     for height, width in [size] if size else [(SMALLEST_DYNAMIC, SMALLEST_DYNAMIC), (96, 208), (176, 112)]:
         image, mask = torch.randint(256, (1, 3, height, width)).float(), torch.rand(1, 1, height, width)
-        queries = []
-        if file.metadata["queries"]:
-            queries = [pixel_centres(n, image) for n in (height, width)]
-            image = _with_computed(model.query_inputs, image, mask) if model.has_computed else image
-        inputs.append((image, mask, *queries))
-    return largest_difference(file, lambda image, mask, *_: model.refine(image[0, :3], mask[0], settings)[None], inputs)
+        others = [pixel_centres(n, image) for n in (height, width)] if file.metadata["queries"] else []
+        if file.metadata["colours"]:
+            others.append(_colours(image, mask))
+        inputs.append((image, mask, *others))
+    return largest_difference(file, lambda image, mask, *_: model.refine(image[0], mask[0], settings)[None], inputs)
 
 
-def _with_computed(query_inputs: Sequence[str], images: Tensor, masks: Tensor) -> Tensor:
-    """As :meth:`AIRM.with_computed`, of (1, 3, H, W) images in [0, 255]."""
-    return torch.cat([images, computed_inputs(images / 255, masks, query_inputs)], dim=1)
+def _colours(images: Tensor, masks: Tensor) -> Tensor:
+    """As :meth:`AIRM.colours`, of images in [0, 255]."""
+    return colour_table(images / 255, masks)
 
 
 class ExportedRefiner:
@@ -146,8 +152,7 @@ class ExportedRefiner:
         # Files of version 0.1.0 have it beside the other settings
         settings = {"min_confidence": about.get("min_confidence", 0.0), **about["settings"]}
         self.size, self.settings = about["size"], Settings(**settings)
-        query_inputs = about.get("query_inputs", ())
-        self._computed = partial(_with_computed, query_inputs) if num_computed(query_inputs) else None
+        self._colours = _colours if about.get("colours") else None
         if tile_size is None and self.size:
             tile_size = max(self.size)
         if tile_size is not None:
@@ -170,15 +175,17 @@ class ExportedRefiner:
         check_size(soft, mask, pixels, image)
         whole = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))
         coarse = torch.from_numpy(soft.values.astype(np.float32)).reshape(-1, 1, 1, *whole.shape[1:])
-        passes = CoarseToFine(self._step, whole[None], self.settings, computed=self._computed)
+        passes = CoarseToFine(self._step, whole[None], self.settings, colours=self._colours)
         refined = [passes.refine(mask).numpy() for mask in coarse]
         return np.reshape(refined, soft.values.shape).astype(np.float32)
 
-    def _step(self, images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int) -> Tensor:
+    def _step(
+        self, images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int, _: None = None, *colours: Tensor
+    ) -> Tensor:
         size = list(images.shape[2:])
         if self.size and size != list(self.size):
             raise UserError(
                 f"{self.file.path} takes images of {self.size[0]} x {self.size[1]} pixels alone, and this one is to be "
                 f"encoded at {size[0]} x {size[1]}; export with --dynamic"
             )
-        return self.file(images.contiguous(), masks.contiguous(), rows, cols)
+        return self.file(images.contiguous(), masks.contiguous(), rows, cols, *colours)

@@ -18,7 +18,7 @@ from .coarse_to_fine import CoarseToFine, Settings
 from .encoder import AffinityEmpoweredEncoder
 from .implicit_mapping import AIRMF, SIRMF, MappingParameters, pixel_centres, query_grid
 from .losses import mapping_losses
-from .query_inputs import CHANNELS, COMPUTED, computed_inputs
+from .query_inputs import CHANNELS, COMPUTED, colour_table, computed_inputs
 
 Pass = TypeVar("Pass", bound=CoarseToFine)
 
@@ -127,7 +127,7 @@ class AIRM(nn.Module):
         Args:
             batched_inputs: of each sample ``image``, (3, H, W) RGB in [0, 255], and ``coarse_mask``, (1, H, W) in
                 [0, 1]; for training all of one size, and with the truth ``mask``, (1, H, W), 0 or 1, and
-                with ``colour``, (1, H, W) of :func:`.query_inputs.colour_ratio`, where the mapping sees it.
+                perhaps with ``colours``, (K^3,) of :func:`.query_inputs.colour_table`, of what they are crops of.
 
         Returns:
             in training the weighted losses ``loss_l1``, ``loss_l2``, ``loss_ce``, ``loss_gradient``,
@@ -178,26 +178,30 @@ class AIRM(nn.Module):
     ) -> Pass:
         """Return what refines masks of normalised (B, 3, H, W) images: a ``CoarseToFine``, or a subclass of it."""
         predict = self.predict if isinstance(self.mapping, AIRMF) else None
-        computed = self.with_computed if self.has_computed else None
-        return kind(self.step, images, settings or self.settings, progress, predict, computed)
+        colours = self.colours if "colour" in self.query_inputs else None
+        return kind(self.step, images, settings or self.settings, progress, predict, colours)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) RGB in [0, 255] to what the encoder takes, on the model's device."""
         return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
 
-    @property
-    def has_computed(self) -> bool:
-        """Whether there are inputs that are computed from whole images and masks."""
-        return any(name in self.query_inputs for name in COMPUTED)
+    def colours(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Return the table of whole normalised images and masks: see :func:`.query_inputs.colour_table`."""
+        return colour_table(self._unit(images), masks)
 
-    def with_computed(self, images: Tensor, masks: Tensor, ratio: Tensor | None = None) -> Tensor:
-        """Append E channels to normalised (B, 3, H, W) images: see :func:`.query_inputs.computed_inputs`."""
-        colours = (images * self.pixel_std + self.pixel_mean) / 255
-        return torch.cat([images, computed_inputs(colours, masks, self.query_inputs, ratio)], dim=1)
+    def encoder_input(self, images: Tensor, masks: Tensor, table: Tensor | None = None) -> Tensor:
+        """Join normalised (B, 3, H, W) images, (B, 1, H, W) masks in [0, 1] and what is computed of both, E channels.
 
-    def encoder_input(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Join (B, 3 + E, H, W) images, of :meth:`with_computed` if E > 0, and (B, 1, H, W) masks in [0, 1]."""
-        return torch.cat([images[:, :3], 2 * masks - 1, images[:, 3:]], dim=1)
+        ``table`` is that of :meth:`colours` where these are windows of images.
+        """
+        parts = [images, 2 * masks - 1]
+        if any(name in self.query_inputs for name in COMPUTED):
+            parts.append(computed_inputs(self._unit(images), masks, self.query_inputs, table))
+        return torch.cat(parts, dim=1)
+
+    def _unit(self, images: Tensor) -> Tensor:
+        """Undo what :meth:`normalise` does, to values in [0, 1]."""
+        return (images * self.pixel_std + self.pixel_mean) / 255
 
     def query_maps(self, inputs: Tensor) -> Tensor | None:
         """Return what the mapping sees at q of (B, 4 + E, H, W) inputs of the encoder; None for nothing."""
@@ -221,9 +225,9 @@ class AIRM(nn.Module):
         """Return (B, 1, R, C) logits that the mapping, by default F's own, has for F on a grid; see `query_grid`."""
         return query_grid(features, parameters or self.mapping(features), rows, cols, self.cell, chunk, maps)
 
-    def predict(self, images: Tensor, masks: Tensor) -> MappingParameters:
+    def predict(self, images: Tensor, masks: Tensor, table: Tensor | None = None) -> MappingParameters:
         """Encode images and masks as :meth:`step` does, and predict their mapping."""
-        return self.mapping(self.encoder(self.encoder_input(images, masks)))
+        return self.mapping(self.encoder(self.encoder_input(images, masks, table)))
 
     def step(
         self,
@@ -233,24 +237,22 @@ class AIRM(nn.Module):
         cols: Tensor,
         chunk: int | None = None,
         parameters: MappingParameters | None = None,
+        table: Tensor | None = None,
     ) -> Tensor:
         """Take one step of refinement, Fig. 3 from left to right: encode, predict the mapping, ask it.
 
         Args:
-            images, masks: normalised (B, 3 + E, H, W), see :meth:`encoder_input`, and (B, 1, H, W) in [0, 1]; sides
-                are multiples of 16.
+            images, masks: normalised (B, 3, H, W), and (B, 1, H, W) in [0, 1]; sides are multiples of 16.
             rows, cols: (R,) and (C,) positions to ask for, in a frame in which the images span [-1, 1].
             chunk: positions asked for at once; None for all.
             parameters: of the mapping; by default they are predicted from these images and masks.
+            table: see :meth:`encoder_input`.
 
         Returns:
             (B, 1, R, C) refined masks in [0, 1].
         """
-        inputs = self.encoder_input(images, masks)
+        inputs = self.encoder_input(images, masks, table)
         return self.query(self.encoder(inputs), rows, cols, chunk, parameters, self.query_maps(inputs)).sigmoid()
-
-    def _inputs(self, images: Tensor, masks: Tensor, ratio: Tensor | None = None) -> Tensor:
-        return self.encoder_input(self.with_computed(images, masks, ratio) if self.has_computed else images, masks)
 
     @torch.no_grad()
     def _first_pass(self, inputs: Tensor) -> Tensor:
@@ -265,10 +267,10 @@ class AIRM(nn.Module):
         coarse, masks = (
             torch.stack([x[key].to(self.device) for x in batched_inputs]) for key in ("coarse_mask", "mask")
         )
-        ratios = [x["colour"].to(self.device) for x in batched_inputs if "colour" in x]
-        inputs = self._inputs(images, coarse, torch.stack(ratios) if ratios else None)
+        tables = [x["colours"].to(self.device) for x in batched_inputs if "colours" in x]
+        inputs = self.encoder_input(images, coarse, torch.stack(tables) if tables else None)
         if self.second_pass_prob and torch.rand(()).item() < self.second_pass_prob:
-            inputs = self._inputs(images, self._first_pass(inputs))
+            inputs = self.encoder_input(images, self._first_pass(inputs))
         losses = {}
         if self.encoder.affinity is None:
             features = self.encoder(inputs)

@@ -35,14 +35,14 @@ def num_computed(query_inputs: Sequence[str]) -> int:
     return sum(CHANNELS[name] for name in COMPUTED if name in query_inputs)
 
 
-def computed_inputs(images: Tensor, masks: Tensor, query_inputs: Sequence[str], ratio: Tensor | None = None) -> Tensor:
-    """Compute those of the query inputs that are, from whole images, as they depend on far pixels.
+def computed_inputs(images: Tensor, masks: Tensor, query_inputs: Sequence[str], table: Tensor | None = None) -> Tensor:
+    """Compute those of the query inputs that are.
 
     Args:
         images: (B, 3, H, W) RGB in [0, 1].
         masks: (B, 1, H, W) coarse masks in [0, 1].
         query_inputs: keys of ``CHANNELS``.
-        ratio: (B, 1, H, W) of :func:`colour_ratio`, where these are crops of what it was computed of.
+        table: of :func:`colour_table`, where these are windows of what it is of; else it is these images'.
 
     Returns:
         (B, E, H, W) in [-1, 1], where 1 speaks for the foreground.
@@ -50,14 +50,15 @@ def computed_inputs(images: Tensor, masks: Tensor, query_inputs: Sequence[str], 
     images, masks = images.float(), masks.float()
     parts = []
     if "colour" in query_inputs:
-        parts.append(colour_ratio(images, masks) if ratio is None else ratio)
+        table = colour_table(images, masks) if table is None else table
+        parts.append(table.gather(1, _bins(images)).view_as(masks))
     if "local" in query_inputs:
         parts += [local_fit(images, masks, factor) for factor in FACTORS]
     return torch.cat(parts, dim=1)
 
 
-def colour_ratio(images: Tensor, masks: Tensor) -> Tensor:
-    """Return how much each pixel's colour speaks for the foreground.
+def colour_table(images: Tensor, masks: Tensor) -> Tensor:
+    """Return how much each colour speaks for the foreground.
 
     Fore- and background are histograms over the whole image, weighted by the mask and by its complement, and smoothed
     over neighbouring bins.
@@ -66,18 +67,21 @@ def colour_ratio(images: Tensor, masks: Tensor) -> Tensor:
         images, masks: see :func:`computed_inputs`.
 
     Returns:
-        (B, 1, H, W) in [-1, 1], where 1 stands for a ratio of e^4 and more; near 0 for colours that are as frequent on
-        both sides, and for all if one side is empty.
+        (B, K^3) in [-1, 1], where 1 stands for a ratio of e^4 and more; near 0 for colours that are as frequent on both
+        sides, and for all if one side is empty.
     """
-    bins = (images * BINS).long().clamp_(0, BINS - 1)
-    index = (bins[:, 0] * BINS + bins[:, 1]).mul_(BINS).add_(bins[:, 2]).flatten(1)
-    weights = masks.flatten(1)
+    index, weights = _bins(images.float()), masks.float().flatten(1)
     logs = []
     for side in (weights, 1 - weights):
         counts = _smooth(side.new_zeros(len(side), BINS**3).scatter_add_(1, index, side))
         logs.append(((counts + PRIOR / BINS**3) / (counts.sum(1, keepdim=True) + PRIOR)).log())
-    ratio = (logs[0] - logs[1]).clamp_(-LIMIT, LIMIT) / LIMIT
-    return ratio.gather(1, index).view_as(masks)
+    return (logs[0] - logs[1]).clamp_(-LIMIT, LIMIT) / LIMIT
+
+
+def _bins(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] to the (B, H W) indices of their colours in a table."""
+    bins = (images * BINS).long().clamp_(0, BINS - 1)
+    return (bins[:, 0] * BINS + bins[:, 1]).mul_(BINS).add_(bins[:, 2]).flatten(1)
 
 
 def _smooth(histograms: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pixelmask.data.mapper import OwnRandomNumbers
 from pixelmask.errors import UserError
 from pixelmask.images import read_mask, read_picture, read_soft_mask
 
-from ..query_inputs import colour_ratio
+from ..query_inputs import colour_table
 from .coarse_masks import KINDS, make_coarse_mask
 from .perturbation import KINDS as PERTURBATIONS
 from .perturbation import perturb_mask
@@ -67,7 +67,7 @@ class RefinementDatasetMapper:
             perturbation: how training makes coarse masks, a key of :data:`.perturbation.KINDS`.
             coarse_masks: several ways instead, of :data:`.coarse_masks.KINDS`, one of which is drawn for each sample.
             scale_range: least and largest factor by which pictures of training are resized before a crop is cut.
-            query_inputs: of the model; the colour ratio is that of the whole picture.
+            query_inputs: of the model; what it is to know of colours is of the whole picture.
             iou_range: least and largest IoU of a coarse mask that is made from the truth.
             perturb_before_crop: whether training perturbs the mask of the whole picture, as testing does, instead of
                 the crop's. Errors are then as large, and stretches without any as long, as in testing; the IoU is that
@@ -124,13 +124,13 @@ class RefinementDatasetMapper:
 
         Returns:
             "image" (3, H, W) uint8 RGB, "coarse_mask" (1, H, W) float32 in [0, 1], "mask" (1, H, W) float32 of 0 and 1
-            (if there is a truth), "height", "width", "file_name", "image_id"; in training "colour", (1, H, W)
-            float32, if the model asks for it.
+            (if there is a truth), "height", "width", "file_name", "image_id"; in training "colours", (K^3,)
+            float32, if the model asks for them.
 
         Raises:
             UserError: for a file that cannot be read, or masks of another size than the picture.
         """
-        image, ratio = read_picture(dataset_dict["file_name"]), None
+        image, colours = read_picture(dataset_dict["file_name"]), None
         mask = self._read(dataset_dict, "mask_file_name", image.shape[:2])
         coarse = None if self.is_train else self._read(dataset_dict, "coarse_file_name", image.shape[:2])
         if mask is None:
@@ -140,7 +140,7 @@ class RefinementDatasetMapper:
         elif self.is_train:
             with self._random.drawn():
                 rng = np.random.default_rng(np.random.randint(2**31))
-            image, mask, coarse, ratio = self.augment(image, mask, rng)
+            image, mask, coarse, colours = self.augment(image, mask, rng)
         elif coarse is None:
             rng = np.random.default_rng([self.seed, zlib.crc32(str(dataset_dict["image_id"]).encode())])
             coarse = perturb_mask(mask, rng.uniform(*self.iou_range), rng, "contour")
@@ -152,8 +152,8 @@ class RefinementDatasetMapper:
             "file_name": dataset_dict["file_name"],
             "image_id": dataset_dict["image_id"],
         }
-        if ratio is not None:
-            sample["colour"] = _to_tensor(ratio)
+        if colours is not None:
+            sample["colours"] = colours
         return sample if mask is None else {**sample, "mask": _to_tensor(mask)}
 
     def _read(self, dataset_dict: dict[str, Any], key: str, size: tuple[int, ...]) -> np.ndarray | None:
@@ -170,28 +170,26 @@ class RefinementDatasetMapper:
 
     def augment(
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, torch.Tensor | None]:
         """Make a sample of an (H, W, 3) uint8 image and its (H, W) bool mask.
 
         Returns:
-            crops of both, of a coarse mask, and of the (H, W) colour ratio if the model asks for it.
+            crops of both and of a coarse mask, and the :func:`~airm.query_inputs.colour_table` of the whole if the model
+            asks for it.
         """
         kind = self.coarse_masks[int(rng.integers(len(self.coarse_masks)))]
         image, mask = resize(image, mask, math.exp(rng.uniform(*np.log(self.scale_range))))
         image = self._recolour(image, rng)
-        coarse = ratio = None
+        coarse = colours = None
         if self.perturb_before_crop or "colour" in self.query_inputs:
             coarse = make_coarse_mask(mask, kind, rng, self.iou_range)
-            ratio = _colour_ratio(image, coarse) if "colour" in self.query_inputs else None
-        mask, image, coarse, ratio = random_crop(
-            self.crop_size, rng, mask, image, coarse, ratio, at_contour=self.crop_at_contour
-        )
+            colours = _colour_table(image, coarse) if "colour" in self.query_inputs else None
+        mask, image, coarse = random_crop(self.crop_size, rng, mask, image, coarse, at_contour=self.crop_at_contour)
         if coarse is None:
             coarse = make_coarse_mask(mask, kind, rng, self.iou_range)
         if rng.random() < self.flip_prob:
             image, mask, coarse = image[:, ::-1], mask[:, ::-1], coarse[:, ::-1]
-            ratio = None if ratio is None else ratio[:, ::-1]
-        return image, mask, coarse, ratio
+        return image, mask, coarse, colours
 
     def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         *factors, hue = self.color_jitter
@@ -242,10 +240,10 @@ def random_crop(
     return [None if array is None else array[window] for array in arrays]
 
 
-def _colour_ratio(image: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-    """As :func:`~airm.query_inputs.colour_ratio`, of (H, W, 3) uint8 and (H, W) bool to (H, W) float32."""
+def _colour_table(image: np.ndarray, coarse: np.ndarray) -> torch.Tensor:
+    """As :func:`~airm.query_inputs.colour_table`, of (H, W, 3) uint8 and (H, W) bool to (K^3,)."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return colour_ratio(pixels[None].float() / 255, _to_tensor(coarse)[None])[0, 0].numpy()
+    return colour_table(pixels[None].float() / 255, _to_tensor(coarse)[None])[0]
 
 
 def adjust_color(image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:

@@ -59,8 +59,7 @@ def encoder_input(model: AIRM, image: Tensor, coarse_mask: Tensor, max_side: int
     largest = max_side // ALIGNMENT * ALIGNMENT
     sides = [min(max(round(n * scale / ALIGNMENT) * ALIGNMENT, SMALLEST_SIDE), largest) for n in image.shape[1:]]
     mask = coarse_mask.to(model.device, torch.float32)
-    images = model.normalise(image)[None]
-    inputs = model.encoder_input(model.with_computed(images, mask[None]) if model.has_computed else images, mask[None])
+    inputs = model.encoder_input(model.normalise(image)[None], mask[None])
     return F.interpolate(inputs, tuple(sides), mode="bilinear", antialias=True)
 
 

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from airm import Refiner
 from airm.coarse_to_fine import Settings
 from airm.exported import ExportedRefiner, RefinementStep, check_refiner, export_refiner
-from airm.query_inputs import computed_inputs
+from airm.query_inputs import BINS, colour_table
 from patchdct.mask_network import MaskNetwork, export_mask_branch
 from pixelmask.errors import UserError
 from pixelmask.export import TOLERANCE, ExportedFile
@@ -89,15 +89,14 @@ def test_any_size(checkpoint, queries, suffix, smallest):
     def ask(height, width):
         centres = [(torch.arange(n) * 2 + 1) / n - 1 for n in (height, width)]
         image, mask = draw(height, width)
-        computed = computed_inputs(image / 255, mask, model.query_inputs)
-        return file(torch.cat([image, computed], 1), mask, *centres)
+        return file(image, mask, *centres, colour_table(image / 255, mask))
 
     for size in ((smallest, smallest), (64, 80), (96, 160), (176, 112)):
         expected = eager_step(model, *draw(*size))
         torch.testing.assert_close(ask(*size), expected, atol=TOLERANCE, rtol=0)
         assert expected.std() > 0.005
     if suffix == ".pt2":
-        with pytest.raises(UserError, match=r"refiner.pt2 cannot be run on inputs of \(1, 7, 32, 64\).*64"):
+        with pytest.raises(UserError, match=r"refiner.pt2 cannot be run on inputs of \(1, 3, 32, 64\).*64"):
             ask(32, 64)
 
 
@@ -109,10 +108,11 @@ def test_onnx_names_what_it_takes(queries):
         return {x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in values}
 
     assert shapes(model.graph.input) == {
-        "image": [1, 7, "height", "width"],  # and what is computed of whole images
+        "image": [1, 3, "height", "width"],
         "mask": [1, 1, "height", "width"],
         "rows": ["rows"],
         "cols": ["cols"],
+        "colours": [1, BINS**3],
     }
     assert shapes(model.graph.output) == {"refined_mask": [1, 1, "rows", "cols"]}
 

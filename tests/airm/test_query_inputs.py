@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from airm.coarse_to_fine import CoarseToFine, Settings
+from airm.coarse_to_fine import Settings
 from airm.cost import pass_cost
 from airm.data.dataset_mapper import RefinementDatasetMapper
 from airm.implicit_mapping import SIRMF, pixel_centres, query_grid, sample_grid
-from airm.query_inputs import BINS, colour_ratio, computed_inputs, local_fit, num_computed
+from airm.query_inputs import BINS, colour_table, computed_inputs, local_fit, num_computed
 from pixelmask.errors import UserError
-from tests.support.models import tiny_airm_cfg, untrained
+from tests.support.models import refinement_batch, tiny_airm_cfg, untrained
 
 ALL = ["mask", "image", "colour", "local"]
 
@@ -36,7 +36,7 @@ def test_colour_ratio_by_hand():
     image[..., 4:, :] = 1
     mask = torch.zeros(1, 1, 10, 10)
     mask[..., :3, :] = 1
-    ratio = colour_ratio(image, mask)
+    ratio = computed_inputs(image, mask, ["colour"])
     # In the corner of the cube, half of a bin's count is lost to each of three channels' sides: (3 / 4)^3 stay nearby
     inside = 30 * 0.5**3
     outside = [10 * 0.5**3, 60 * 0.5**3]
@@ -59,7 +59,8 @@ def test_a_contour_that_is_off_moves_to_the_edge():
     image, mask = scene()
     disc = image[:, :1] > 0.5
     mask_is, colour_is, fit_is = (
-        (found != disc).sum() for found in (mask > 0.5, colour_ratio(image, mask) > 0, local_fit(image, mask, 2) > 0)
+        (found != disc).sum()
+        for found in (mask > 0.5, computed_inputs(image, mask, ["colour"]) > 0, local_fit(image, mask, 2) > 0)
     )
     assert mask_is > 300 and colour_is < mask_is / 10 and fit_is < mask_is / 2
 
@@ -130,7 +131,7 @@ def test_each_input_changes_the_answer(name: str):
     torch.manual_seed(0)
     found = untrained(tiny_airm_cfg(QUERY_INPUTS=[name])).eval()
     image, mask = scene()
-    inputs = found.encoder_input(found.with_computed(image, mask) if found.has_computed else image, mask)
+    inputs = found.encoder_input(image, mask)
     features, centres = found.encoder(inputs), [pixel_centres(n, image) for n in image.shape[2:]]
     other = inputs.clone()
     other[:, :, 10, 20] += 1
@@ -139,61 +140,77 @@ def test_each_input_changes_the_answer(name: str):
     assert changed == [[10, 20]]
 
 
-def test_tiles_and_batches_see_what_belongs_to_the_whole_image(model):
+def test_tiles_see_the_colours_of_the_whole_image(model):
     image, mask = scene(80, 144)
-    whole = Settings(ratios=(0.5, 1.0), padding=16)
-    tiled = replace(whole, tile_size=64, tile_halo=16)
-    asked = []
+    settings = Settings(ratios=(0.5, 1.0), padding=16, tile_size=64, tile_halo=16)
+    tables, windows = [], []
+    passes = model.coarse_to_fine(model.normalise(255 * image), settings)
 
-    class Pass(CoarseToFine):
-        def refine_ratio(self, level, masks):
-            asked.append(self.computed(self.images[level], masks)[:, 3:])
-            return super().refine_ratio(level, masks)
+    def step(images, masks, rows, cols, chunk, parameters, table):
+        windows.append(table)
+        return model.step(images, masks, rows, cols, chunk, parameters, table)
 
-    for settings in (whole, tiled):
-        model.coarse_to_fine(model.normalise(255 * image), settings, kind=Pass).refine(mask)
-    assert torch.equal(asked[0], asked[2])
-    images = torch.cat([image, image.flip(3)]) * 255
+    def colours(images, masks):
+        tables.append(model.colours(images, masks))
+        return tables[-1]
+
+    passes.step, passes.colours = step, colours
+    passes.refine(mask)
+    assert len(tables) == 2 and len(windows) > 4 and all(any(w is t for t in tables) for w in windows)
+    small = torch.nn.functional.interpolate(torch.cat([image, mask], 1), (40, 72), mode="bilinear", antialias=True)
+    assert torch.allclose(tables[0], colour_table(small[:, :3], small[:, 3:]), atol=1e-3)
+
+
+def test_batches_are_single_ones(model):
+    image, mask = scene(80, 144)
+    settings = Settings(ratios=(0.5, 1.0), padding=16)
+    images = (torch.cat([image, image.flip(3)]) * 255).round()
     masks = torch.cat([mask, mask.flip(3)])[:, 0]
-    together = model.refine_batch(images, masks, whole)
+    together = model.refine_batch(images, masks, settings)
     for i in range(2):
-        alone = model.refine(images[i], masks[i : i + 1], whole)
+        alone = model.refine(images[i], masks[i : i + 1], settings)
         assert torch.allclose(together[i], alone[0], atol=1e-4)
 
 
-def test_training_sees_the_ratio_of_the_whole_picture(model):
+def test_training_sees_the_colours_of_the_whole_picture(model):
     mapper = RefinementDatasetMapper(
-        True, crop_size=32, flip_prob=1.0, color_jitter=(0, 0, 0, 0), grayscale_prob=0, coarse_masks=["truth"],
-        query_inputs=ALL,
-    )  # fmt: skip
+        True, crop_size=32, color_jitter=(0, 0, 0, 0), grayscale_prob=0, coarse_masks=["truth"], query_inputs=ALL
+    )
     image, _ = scene()
     pixels, mask = (255 * image[0]).byte().permute(1, 2, 0).numpy(), (image[0, 0] > 0.5).numpy()
-    crop, truth, coarse, ratio = mapper.augment(pixels, mask, np.random.default_rng(0))
-    whole = colour_ratio(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, torch.from_numpy(mask)[None, None].float()
-    )
-    places = [
-        (y, x)
-        for y in range(64 - 31)
-        for x in range(96 - 31)
-        if np.array_equal(pixels[y : y + 32, x : x + 32][:, ::-1], crop)
-    ]
-    ((y, x),) = places
-    assert ratio == pytest.approx(whole[0, 0, y : y + 32, x : x + 32].flip(1).numpy(), abs=1e-5)
-    assert np.array_equal(coarse, truth)
+    crop, truth, coarse, table = mapper.augment(pixels, mask, np.random.default_rng(0))
+    colours, soft = torch.from_numpy(pixels).permute(2, 0, 1) / 255, torch.from_numpy(mask)[None].float()
+    assert torch.equal(table, colour_table(colours[None], soft[None])[0]) and np.array_equal(coarse, truth)
     sample = {
         "image": torch.from_numpy(crop.transpose(2, 0, 1).copy()),
         "coarse_mask": torch.from_numpy(coarse.astype(np.float32))[None],
         "mask": torch.from_numpy(truth.astype(np.float32))[None],
     }
+    seen = []
+    handle = model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model.train()
     try:
-        losses = [
-            sum(model([{**sample, "colour": torch.from_numpy(r.copy())[None]}]).values()) for r in (ratio, 0 * ratio)
-        ]
+        for colours in (table, 0 * table):
+            model([{**sample, "colours": colours}] * 2)
     finally:
         model.eval()
-    assert losses[0].isfinite() and losses[0] != losses[1]
+        handle.remove()
+    assert seen[0][:, 4].abs().max() > 0.5 and not seen[1][:, 4].any()
+    assert torch.equal(seen[0][:, 5:], seen[1][:, 5:])
+
+
+def test_training_goes_on_from_its_own_result():
+    model = untrained(tiny_airm_cfg(QUERY_INPUTS=ALL, SECOND_PASS_PROB=1.0, AFFINITY=False)).train()
+    samples = refinement_batch(2, 64)
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    sum(model(samples).values()).backward()
+    first, second = seen
+    coarse = torch.stack([2 * x["coarse_mask"] - 1 for x in samples])
+    assert first.shape[2] in (32, 64) and second.shape[2] == 64
+    assert torch.equal(second[:, :3], model.normalise(torch.stack([x["image"] for x in samples])))
+    assert not torch.allclose(second[:, 3:4], coarse) and second[:, 3:4].abs().max() < 1  # soft
+    assert model.mapping.linear.weight.grad.abs().sum() > 0
 
 
 def test_an_unknown_input_is_named():
