@@ -174,8 +174,7 @@ class RefinementDatasetMapper:
         """Make a sample of an (H, W, 3) uint8 image and its (H, W) bool mask.
 
         Returns:
-            crops of both and of a coarse mask, and the :func:`~airm.query_inputs.colour_table` of the whole if the model
-            asks for it.
+            crops of both and of a coarse mask, and the table of the whole picture's colours if the model asks for it.
         """
         kind = self.coarse_masks[int(rng.integers(len(self.coarse_masks)))]
         image, mask = resize(image, mask, math.exp(rng.uniform(*np.log(self.scale_range))))

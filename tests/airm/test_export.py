@@ -21,9 +21,7 @@ from tests.support.models import disc, tiny_airm_cfg, tiny_cfg, untrained_airm
 
 def shallow_cfg(ratios=(0.25, 0.5, 1.0)):
     """A small AIRM whose encoder has a block in each stage, with several ratios, that sees further inputs."""
-    cfg = tiny_airm_cfg(
-        RATIOS=list(ratios), MIN_SIZE_TEST=32, PADDING=16, TILE_HALO=0, QUERY_INPUTS=["mask", "colour", "local"]
-    )
+    cfg = tiny_airm_cfg(RATIOS=list(ratios), MIN_SIZE_TEST=32, PADDING=16, TILE_HALO=0, QUERY_INPUTS=["mask", "colour"])
     cfg.MODEL.MIT.DEPTHS = [1, 1, 1, 1]
     return cfg
 

@@ -58,10 +58,8 @@ def test_masks_of_one_value_say_nothing_extreme(value: float):
 def test_a_contour_that_is_off_moves_to_the_edge():
     image, mask = scene()
     disc = image[:, :1] > 0.5
-    mask_is, colour_is, fit_is = (
-        (found != disc).sum()
-        for found in (mask > 0.5, computed_inputs(image, mask, ["colour"]) > 0, local_fit(image, mask, 2) > 0)
-    )
+    found = (mask > 0.5, computed_inputs(image, mask, ["colour"]) > 0, local_fit(image, mask, 2) > 0)
+    mask_is, colour_is, fit_is = ((x != disc).sum() for x in found)
     assert mask_is > 300 and colour_is < mask_is / 10 and fit_is < mask_is / 2
 
 
@@ -172,7 +170,7 @@ def test_batches_are_single_ones(model):
         assert torch.allclose(together[i], alone[0], atol=1e-4)
 
 
-def test_training_sees_the_colours_of_the_whole_picture(model):
+def test_training_sees_the_colours_of_the_whole_picture():
     mapper = RefinementDatasetMapper(
         True, crop_size=32, color_jitter=(0, 0, 0, 0), grayscale_prob=0, coarse_masks=["truth"], query_inputs=ALL
     )
@@ -186,15 +184,11 @@ def test_training_sees_the_colours_of_the_whole_picture(model):
         "coarse_mask": torch.from_numpy(coarse.astype(np.float32))[None],
         "mask": torch.from_numpy(truth.astype(np.float32))[None],
     }
+    model = untrained(tiny_airm_cfg(QUERY_INPUTS=ALL, AFFINITY=False)).train()
     seen = []
-    handle = model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model.train()
-    try:
-        for colours in (table, 0 * table):
-            model([{**sample, "colours": colours}] * 2)
-    finally:
-        model.eval()
-        handle.remove()
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for colours in (table, 0 * table):
+        model([{**sample, "colours": colours}] * 2)
     assert seen[0][:, 4].abs().max() > 0.5 and not seen[1][:, 4].any()
     assert torch.equal(seen[0][:, 5:], seen[1][:, 5:])
 
