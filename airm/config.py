@@ -62,7 +62,7 @@ def add_airm_config(cfg: CfgNode) -> None:
     # What pixels near the truth's contour count more than others do in l1, l2 and cross-entropy; not of the paper
     airm.BAND_WEIGHT = 0.0
     # How often training refines a batch twice and learns from the second time alone, which begins with the result of
-    # the first, at the ratio 1/2 or 1, as refinement from coarse to fine does; not of the paper
+    # the first, as refinement from coarse to fine does; not of the paper
     airm.SECOND_PASS_PROB = 0.0
     # Checkpoint of an AIRM whose encoder training starts from and leaves as it is, as in Sec. 3.2; "": none
     airm.FROZEN_ENCODER = ""
@@ -80,6 +80,9 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.TILE_SIZE = 0
     # Context around a tile that is encoded with it
     airm.TILE_HALO = 32
+    # Longer side of what the hypernetwork predicts AIRMF's weights from, image and mask brought to it: near CROP_SIZE,
+    # what it sees is like what training showed it; 0: from the features of image, or of tiles from all at a tile's size
+    airm.PREDICT_SIZE = 0
     # Above the first ratio only tiles are refined in which the mask lies between this and 1 minus this
     airm.UNDECIDED = 0.01
     # Where |2 p - 1| of the refined probability p is below this, the coarse mask is kept; 0: nowhere

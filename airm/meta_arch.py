@@ -8,7 +8,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pixelmask.errors import UserError
 
@@ -19,6 +18,9 @@ from .encoder import AffinityEmpoweredEncoder
 from .implicit_mapping import AIRMF, SIRMF, MappingParameters, pixel_centres, query_grid
 from .losses import mapping_losses
 from .query_inputs import CHANNELS, COMPUTED, colour_table, computed_inputs
+
+# Of query inputs: a handful beside 256 channels of features, whose weights in the first layer begin alike
+QUERY_GAIN = 4.0
 
 Pass = TypeVar("Pass", bound=CoarseToFine)
 
@@ -211,7 +213,9 @@ class AIRM(nn.Module):
             if name in self.query_inputs:
                 channels[name] = slice(start, start + CHANNELS[name])
                 start += CHANNELS[name]
-        return torch.cat([inputs[:, channels[name]] for name in self.query_inputs], 1) if self.query_inputs else None
+        if not self.query_inputs:
+            return None
+        return QUERY_GAIN * torch.cat([inputs[:, channels[name]] for name in self.query_inputs], dim=1)
 
     def query(
         self,
@@ -256,10 +260,8 @@ class AIRM(nn.Module):
 
     @torch.no_grad()
     def _first_pass(self, inputs: Tensor) -> Tensor:
-        """Return the (B, 1, H, W) masks that the encoder's inputs are refined to, at the ratio 1/2 as often as at 1."""
+        """Return the (B, 1, H, W) masks that the encoder's inputs are refined to."""
         rows, cols = (pixel_centres(n, inputs) for n in inputs.shape[2:])
-        if torch.rand(()).item() < 0.5:
-            inputs = F.avg_pool2d(inputs, 2)
         return self.query(self.encoder(inputs), rows, cols, maps=self.query_maps(inputs)).sigmoid()
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
