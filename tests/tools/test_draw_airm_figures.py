@@ -126,7 +126,7 @@ def test_figure_7(airm_weights, tmp_path, dots):
 class LeftQuarter:
     """In place of a model: whatever it encodes, its answer is the left quarter of that."""
 
-    device, mapping = torch.device("cpu"), None
+    device, mapping, query_inputs = torch.device("cpu"), None, ()
     coarse_to_fine = AIRM.coarse_to_fine
 
     def __init__(self, settings: Settings):
