@@ -38,6 +38,7 @@ class Settings:
     tile_size: int = 0
     tile_halo: int = 32
     predict_size: int = 0
+    repeat_below: float = 0.0
     undecided: float = 0.01
     min_confidence: float = 0.0
 
@@ -220,10 +221,26 @@ class CoarseToFine:
             return torch.zeros_like(masks)
         refined = _resize(masks, self.grids[0])
         for level in range(len(self.grids)):
+            before = refined
             refined, _ = self.refine_ratio(level, refined)
+        if self.settings.repeat_below > 0:
+            refined = self._repeat(before, refined)
         if self.settings.min_confidence > 0:
             refined = torch.where((2 * refined - 1).abs() < self.settings.min_confidence, masks, refined)
         return torch.where(given[:, None, None, None], refined, 0.0)
+
+    def _repeat(self, before: Tensor, refined: Tensor) -> Tensor:
+        """Refine masks at the last ratio once more if their IoU with what they were before it is low.
+
+        A mask that has moved far has moved to where more can be seen of it; one that has not would only drift.
+        """
+        a, b = (_resize(x, self.grids[-1]) >= 0.5 for x in (before, refined))
+        overlap = (a & b).sum((1, 2, 3)) / (a | b).sum((1, 2, 3)).clamp(min=1)
+        moved = overlap < self.settings.repeat_below
+        if not moved.any():
+            return refined
+        again, _ = self.refine_ratio(len(self.grids) - 1, _resize(refined, self.grids[-1]))
+        return torch.where(moved[:, None, None, None], again, refined)
 
     def tiles(self, level: int) -> list[Tile]:
         """Return all windows in which a ratio can be encoded."""

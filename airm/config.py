@@ -74,6 +74,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.MIN_SIZE_TEST = 0
     # Reflected border around the image, in pixels
     airm.PADDING = 32
+    # A mask whose IoU with what the last ratio made of it is below this is refined once more there; 0: none
+    airm.REPEAT_BELOW = 0.0
     # Pixels for which the mapping is evaluated at once: bounds its memory; on a CPU this many stay in the cache
     airm.QUERY_CHUNK = 16384
     # Side of the tiles in which larger inputs are encoded, in the resolution of the ratio; 0: never, as in the paper

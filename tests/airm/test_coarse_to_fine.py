@@ -241,3 +241,24 @@ def test_windows_cover_the_grid_with_their_halo(n, tile, halo):
         assert 0 <= span.start <= span.low and span.high <= span.stop <= n
     for left, right in itertools.pairwise(spans):
         assert left.stop - left.high >= halo - 1 and right.low - right.start >= halo - ALIGNMENT // 2
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(0.0, 1), (0.5, 1), (0.8, 2), (1.0, 2)])
+def test_a_mask_that_moved_far_is_refined_once_more(limit, passes):
+    """Each pass takes away the last 16 columns that there are: of 48, the first leaves an IoU of 2 / 3."""
+    asked = []
+
+    def step(images, masks, rows, cols, chunk):
+        asked.append(len(masks))
+        width = masks[:, :, :1].gt(0.5).sum(3, keepdim=True)  # (B, 1, 1, 1)
+        left = (cols[None, None, None] + 1) / 2 * 64 < width - 16
+        return left.float().expand(-1, -1, len(rows), -1)
+
+    settings = Settings(ratios=[1.0], padding=0, repeat_below=limit)
+    masks = torch.zeros(2, 1, 32, 64)
+    masks[0, ..., :48] = 1
+    masks[1, ..., :17] = 1  # which leaves one column: an IoU of 1 / 17
+    refined = CoarseToFine(step, torch.zeros(2, 3, 32, 64), settings).refine(masks)
+    first = 48 - 16 * passes if limit != 0.5 else 32
+    assert refined[0, 0, 0].sum() == first and len(asked) == (2 if limit else 1)
+    assert refined[1, 0, 0].sum() == (0 if limit else 1)
