@@ -68,10 +68,10 @@ class Refiner:
                 become as small as that needs; see :func:`airm.refine.memory.limit_memory`.
             min_confidence: the coarse mask is kept where ``|2 p - 1|`` of the refined probability p is below this, in
                 [0, 1]; by default MODEL.AIRM.MIN_CONFIDENCE of the config, 0 if it does not say.
-            guard: refuses refinements that do harm, None for none; see :mod:`airm.guard`.
-            resolution: cells of a side of the grid in its box that a coarse mask was made of, such as 28, or 0 for a
-                mask of native resolution. If it is known, the guard keeps what is far from the coarse contour as well;
-                without it, islands and holes of any size may go.
+            guard: keeps what is far from the coarse contour, and refuses refinements that do harm; None for none; see
+                :mod:`airm.guard`.
+            resolution: cells of a side of the grid in its box that a coarse mask was made of, such as 28, by which the
+                guard knows what is far; 0 or None for a mask of native resolution.
 
         Raises:
             UserError: if the weights are missing, damaged, have no config, or leave a part of the model random, if
@@ -145,9 +145,8 @@ class Refiner:
         coarse = np.concatenate([np.zeros((0, *pixels.shape[:2]), np.float32), *stacks])
         refined = self.refine_unguarded(pixels, coarse, progress)
         if self.guard is not None:
-            guard = self.guard if self.resolution is not None else replace(self.guard, reach=None)
             for k, given in enumerate(coarse):
-                refined[k], refusal, _ = guard_mask(given, refined[k], guard, self.resolution or 0)
+                refined[k], refusal, _ = guard_mask(given, refined[k], self.guard, self.resolution or 0)
                 if refusal:
                     logger.warning("A mask stays as it is: its refinement would be %s", refusal)
         parts = np.split(refined, np.cumsum([len(stack) for stack in stacks], dtype=int))  # and an empty one

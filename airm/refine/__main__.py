@@ -112,7 +112,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--min-confidence", type=float, metavar="C", help="keep the coarse mask where |2 p - 1| < C, from 0 to 1")
     every = "take every refinement, however far it goes and unsure it is"
     add("--no-guard", dest="guard", action="store_const", const=None, default=GUARD, help=every)
-    grid = "masks were made of N x N cells in their boxes, 0: of pixels; then what is far from contours is kept"
+    grid = "masks were made of N x N cells in their boxes, by which the guard knows what is far; default: of pixels"
     add("--resolution", type=int, metavar="N", help=grid)
     add("--soft", action="store_true", help="write probabilities, 0 to 255, instead of 0 and 255")
     change = "also write refined minus coarse mask: 128 for no change, 255 for added, 1 for removed"
