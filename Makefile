@@ -46,7 +46,7 @@ demo-photo: install ## refine a rough outline of a photo with the weights that c
 	$(RUN) -m airm.refine --example --overwrite
 
 # Repeated after an interruption, it goes on with the training
-photo-model: install ## make these weights anew (hours): DATA=folder of the data sets, SEEDS="1 2 3"
+photo-model: install ## make these weights anew (half an hour a seed): DATA=folder of the data sets, SEEDS="1 2 3"
 	mkdir -p datasets/photo && ln -sfn $(abspath $(ECSSD)) datasets/photo/ecssd
 	$(RUN) datasets/prepare_refinement.py --split datasets/photo/ecssd --output datasets/photo
 	$(RUN) datasets/prepare_refinement.py --instances $(DATA)/coco128/instances.json $(DATA)/coco128/images --output datasets/photo/instances/coco128

@@ -37,7 +37,6 @@ class Settings:
     query_chunk: int = 16384
     tile_size: int = 0
     tile_halo: int = 32
-    predict_size: int = 0
     repeat_below: float = 0.0
     undecided: float = 0.01
     min_confidence: float = 0.0
@@ -287,15 +286,14 @@ class CoarseToFine:
         return list(itertools.compress(tiles, torch.stack(undecided).tolist()))
 
     def _share(self, level: int, masks: Tensor, images: Tensor, padded: Tensor) -> tuple[Any, ...]:
-        """Return what all steps of a ratio get: the mapping, if there are tiles or PREDICT_SIZE, and the colours.
+        """Return what all steps of a ratio get: the mapping, if there are tiles, and the colours.
 
-        The mapping is predicted from the whole of the padded images and masks, brought to that size, or a tile's.
+        The mapping is predicted from the whole of the padded images and masks, shrunk to the size of a tile.
         """
         table = () if self.colours is None else (self.colours(self.images[level], masks),)
-        length = self.settings.predict_size or (self.settings.tile_size if len(self.tiles(level)) > 1 else 0)
-        if self.predict is None or not length:
+        if self.predict is None or len(self.tiles(level)) == 1:
             return (None, *table) if table else ()
-        scale = length / max(images.shape[2:])
+        scale = self.settings.tile_size / max(images.shape[2:])
         size = [max(round(n * scale / ALIGNMENT) * ALIGNMENT, SMALLEST_SIDE) for n in images.shape[2:]]
         shrunk = (F.interpolate(x, size, mode="bilinear", antialias=True) for x in (images, padded))
         return (self.predict(*shrunk, *table), *table)

@@ -82,9 +82,6 @@ def add_airm_config(cfg: CfgNode) -> None:
     airm.TILE_SIZE = 0
     # Context around a tile that is encoded with it
     airm.TILE_HALO = 32
-    # Longer side of what the hypernetwork predicts AIRMF's weights from, image and mask brought to it: near CROP_SIZE,
-    # what it sees is like what training showed it; 0: from the features of image, or of tiles from all at a tile's size
-    airm.PREDICT_SIZE = 0
     # Above the first ratio only tiles are refined in which the mask lies between this and 1 minus this
     airm.UNDECIDED = 0.01
     # Where |2 p - 1| of the refined probability p is below this, the coarse mask is kept; 0: nowhere

@@ -207,15 +207,11 @@ class AIRM(nn.Module):
 
     def query_maps(self, inputs: Tensor) -> Tensor | None:
         """Return what the mapping sees at q of (B, 4 + E, H, W) inputs of the encoder; None for nothing."""
-        channels = {"image": slice(0, 3), "mask": slice(3, 4)}
-        start = 4
-        for name in COMPUTED:
-            if name in self.query_inputs:
-                channels[name] = slice(start, start + CHANNELS[name])
-                start += CHANNELS[name]
         if not self.query_inputs:
             return None
-        return QUERY_GAIN * torch.cat([inputs[:, channels[name]] for name in self.query_inputs], dim=1)
+        names = ["image", "mask", *(name for name in COMPUTED if name in self.query_inputs)]
+        parts = dict(zip(names, inputs.split([CHANNELS[name] for name in names], dim=1), strict=True))
+        return QUERY_GAIN * torch.cat([parts[name] for name in self.query_inputs], dim=1)
 
     def query(
         self,

@@ -12,8 +12,8 @@ SegFormers in either form. MODEL.WEIGHTS takes all of them as they are, but for 
 which variant a file holds, whether it is complete, and what becomes of each of its tensors.
 
 With --half: the checkpoint of a training (its file or folder) as a file to hand on, which says what it is of. It has
-the weights in half precision, their running mean ("ema") where the training kept one, and the config without what is
-of the machine only: paths and device. It is loaded as any other checkpoint.
+the weights in half precision, and the config without what is of the machine only: paths and device. It is loaded as
+any other checkpoint.
 """
 
 import argparse
@@ -108,16 +108,12 @@ def to_half(path: Path) -> tuple[dict[str, Any], float, str]:
     content = by_name(str(path), read_torch(str(path)))
     cfg = find_config(path)
     cfg = changed(cfg, *(part for key, value in OF_THE_MACHINE.items() if key in flat(cfg) for part in (key, value)))
-    tensors, mean = by_name(str(path), content.get("model")), by_name(str(path), content.get("ema", {}))
-    if unknown := mean.keys() - tensors.keys():
-        raise UserError(f'{path}: its "ema" has {min(unknown)}, which its "model" has not')
-    tensors = {name: torch.as_tensor(value) for name, value in (tensors | mean).items()}
+    tensors = {name: torch.as_tensor(value) for name, value in by_name(str(path), content.get("model")).items()}
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     check_tensors(str(path), half)
     rounded = {n: (half[n] - value).abs().max().item() for n, value in tensors.items() if value.is_floating_point()}
     most = max(rounded, key=rounded.__getitem__)
-    facts = {"iteration": content.get("iteration"), "from_ema": bool(mean)}
-    return {"model": half, "config": cfg.dump(), **facts}, rounded[most], most
+    return {"model": half, "config": cfg.dump(), "iteration": content.get("iteration")}, rounded[most], most
 
 
 def convert_trained(source: Path, output: Path) -> None:
@@ -128,7 +124,7 @@ def convert_trained(source: Path, output: Path) -> None:
     parameters = sum(value.numel() for value in content["model"].values())
     print(
         f"{output}: {parameters / 1e6:.2f} M numbers, {output.stat().st_size / 1e6:.2f} MB; rounded by at most "
-        f"{difference:.1e} ({name}){', running mean of the weights' if content['from_ema'] else ''}"
+        f"{difference:.1e} ({name})"
     )
 
 
