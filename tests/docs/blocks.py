@@ -28,7 +28,7 @@ NOT_RUN = {
     "make demo": "docs-check runs what the Makefile calls, tools/train_demo.py, in tools/README.md",
     "make demo-airm": "docs-check runs what the Makefile calls, tools/train_demo.py, in tools/README.md",
     "make demo-photo": "docs-check runs what the Makefile calls, python -m airm.refine --example, in tools/README.md",
-    'make photo-model DATA=datasets SEEDS="1 2 3"': "takes half an hour a seed; tests/tools/test_photo_model.py runs its commands",
+    'make photo-model DATA=datasets SEEDS="1 2 3"': "takes long; tests/tools/test_photo_model.py runs its commands",
     "python datasets/prepare_refinement.py --check": "wants as many images as published; test_prepare_refinement.py",
     "python datasets/prepare_refinement.py --check ecssd": "likewise",
     "pip install onnx onnxscript onnxruntime -c constraints.txt": "needs a network; test_coverage.py knows its names",
