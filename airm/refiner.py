@@ -94,7 +94,7 @@ class Refiner:
             raise UserError(f"min_confidence is {min_confidence}; it lies in [0, 1]")
         if resolution is not None and (resolution != int(resolution) or resolution < 0):
             raise UserError(f"resolution is {resolution}; it is a number of cells, such as 28, or 0 for native masks")
-        self.guard, self.resolution = guard, resolution
+        self.guard, self.resolution, self.cfg, self.weights = guard, resolution, cfg, weights
         self.model = build_model(cfg).eval()
         load_trained(self.model, str(weights))
         self.settings, self.max_memory = self.model.settings, max_memory

@@ -1,8 +1,11 @@
 """What the command-line tools share."""
 
 import argparse
-import errno
+import contextlib
 import importlib.util
+import io
+import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from .errors import UserError
+from .interruption import Interrupted, interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,23 +23,30 @@ T = TypeVar("T")
 # How fvcore's registries, which Detectron2 finds its parts in, say that a config names something unknown
 UNREGISTERED = re.compile(r"No object named '(.+)' found in '(.+)' registry")
 
-# Of files: no permission, a medium that cannot be written or is full, a file where a folder is needed, or the other way
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-
 
 def run(main: Callable[..., T], *args: object) -> T:
     """Call ``main`` and return its result; print a :class:`UserError` as one message and exit with status 1.
 
-    The same for files that cannot be written, and names in the config that no registry has.
+    The same for files that cannot be read or written (a full disk, a name that is too long, standard output that is
+    closed), and names in the config that no registry has. SIGTERM and SIGINT (Ctrl-C) are
+    :class:`~pixelmask.interruption.Interrupted` in ``main``: it exits with status 143 or 130, and one message.
     """
     try:
-        return main(*args)
+        with interruptible():
+            _prepare_streams()
+            result = main(*args)
+            sys.stdout.flush()
+            return result
     except UserError as e:
         _leave(str(e))
+    except Interrupted as e:
+        what = "Ctrl-C" if e.received.name == "SIGINT" else e.received.name
+        _leave(f"stopped by {what}: {e.kept}", 128 + e.received)
+    except KeyboardInterrupt:  # of a thread, which receives no signals
+        _leave(f"stopped: {Interrupted.kept}", 130)
     except OSError as e:
-        if e.errno not in UNWRITABLE:
-            raise
-        _leave(f"cannot read or write {e.filename2 or e.filename or 'a file'}: {e.strerror}")
+        # Whoever writes files says their names
+        _leave(f"cannot read or write {e.filename2 or e.filename or 'standard output or a file'}: {e.strerror or e}")
     except KeyError as e:
         if not (names := UNREGISTERED.search(str(e))):
             raise
@@ -45,10 +56,25 @@ def run(main: Callable[..., T], *args: object) -> T:
         )
 
 
-def _leave(message: str) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.write(f"error: {message}\n")
-    raise SystemExit(1) from None
+def _prepare_streams() -> None:
+    """Have three open files where the shell closed some, and no letter that a terminal's encoding cannot show."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file of ours would become standard output
+        pass
+    os.close(number)
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    logging.raiseExceptions = False  # of a log on a full disk; what else is written there fails by itself
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _leave(message: str, status: int = 1) -> NoReturn:
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again, and show a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(status) from None
 
 
 def positive(text: str) -> int:
@@ -57,6 +83,19 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def bounded(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads a whole number within bounds, as ``type`` of an argument."""
+
+    def read(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
+        return number
+
+    read.__name__ = "whole number"  # in argparse's message about what is none
+    return read
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:

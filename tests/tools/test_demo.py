@@ -159,8 +159,12 @@ def test_video_is_rgb(tmp_path):
         writer.write(red)
     (frame,) = VideoReader(tmp_path / "red.mp4")
     assert np.abs(frame.astype(int) - red).max() < 30
-    with pytest.raises(UserError, match="cannot write video"), VideoWriter(tmp_path / "no" / "red.mp4", 5.0) as writer:
-        writer.write(red)
+    (tmp_path / "no").touch()
+    with pytest.raises(UserError, match=r"cannot write .*no is no folder"), VideoWriter(tmp_path / "no/red.mp4", 5.0):
+        pass
+    with pytest.raises(UserError, match="cannot write video"), VideoWriter(tmp_path / "odd.mp4", 5.0) as writer:
+        writer.write(red[:1, :1])  # which no encoder takes
+    assert not list(tmp_path.glob("odd*"))
 
 
 def test_stages_stand_side_by_side(demo, photos):
@@ -213,10 +217,9 @@ def test_nothing_is_overwritten_unasked(demo, photos, fails):
 
 def test_equal_names_and_inputs_in_the_output_folder_are_kept_apart(tool, tmp_path):
     sources = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.tif", tmp_path / "out" / "y_masks.png", tmp_path / "y.png"]
-    targets = tool.plan_outputs(sources, tmp_path / "out", overwrite=True)
-    assert list(targets) == sources
-    names = ["x_masks.png", "x_masks_2.png", "y_masks_masks.png", "y_masks_2.png"]
-    assert [target.name for target in targets.values()] == names
+    items = tool.plan_outputs(sources, tmp_path / "out")
+    assert [item.inputs for item in items.values()] == [[source] for source in sources]
+    assert list(items) == ["x_masks.png", "x_masks_2.png", "y_masks_masks.png", "y_masks_2.png"]
 
 
 def test_interruption_leaves_what_was_done(demo, tool, photos, tmp_path, monkeypatch):
@@ -226,8 +229,9 @@ def test_interruption_leaves_what_was_done(demo, tool, photos, tmp_path, monkeyp
         return read_picture(path)
 
     monkeypatch.setattr(tool, "read_picture", read)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         demo("--input", photos)
+    assert stopped.value.code == 130
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     assert [Path(image["file_name"]).name for image in images] == ["0.jpg"]
     assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 5

@@ -277,8 +277,9 @@ def test_an_interrupted_run_is_resumed(tool, refine, refuses, results, tmp_path,
         return read_picture(path)
 
     monkeypatch.setattr(tool, "read_picture", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         refine(*options)
+    assert stopped.value.code == 130
     assert read == [NAMES[0]] and not (tmp_path / "out" / "refined.json").exists()
     monkeypatch.setattr(tool, "read_picture", lambda path: read.append(path.name) or read_picture(path))
     refuses("has an unfinished run; --resume goes on", *options)

@@ -1,0 +1,88 @@
+"""SIGTERM and SIGINT (Ctrl-C) as one exception, raised where nothing is half done.
+
+A scheduler that preempts a job sends SIGTERM, and SIGKILL half a minute later.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 10  # seconds for which a data loader's worker goes on after SIGTERM: its trainer has an iteration to finish
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGINT was received."""
+
+    kept = "files are whole, or as they were"
+    """What is kept of the work, and how to go on: the second half of a sentence."""
+
+    def __init__(self, received: signal.Signals):
+        super().__init__()
+        self.received = received
+
+
+class _Watch:
+    """What this process has received; the first signal counts, later ones are not to disturb what it sets off."""
+
+    process: int | None = None
+    received: signal.Signals | None = None
+    waits = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a fork, such as a data loader's worker: it ends with its parent
+            if number == signal.SIGTERM:
+                signal.alarm(GRACE)
+        elif self.received is None:
+            self.received = signal.Signals(number)
+            if not self.waits:
+                check_interrupted()
+
+
+_watch = _Watch()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have both signals raise :class:`Interrupted`, once; in the main thread, and unless they are ignored already."""
+    if _watch.process == os.getpid() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _watch.process, _watch.received, _watch.waits = os.getpid(), None, False
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, _watch.handle)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        _watch.process = _watch.received = None
+
+
+@contextmanager
+def signals_wait(wait: bool = True) -> Iterator[None]:
+    """Let signals wait for :func:`check_interrupted` or the end of the context; with False they wait no more in it."""
+    before, _watch.waits = _watch.waits, wait
+    try:
+        if not wait:
+            check_interrupted()
+        yield
+    finally:
+        _watch.waits = before
+    if not before:
+        check_interrupted()
+
+
+def was_interrupted() -> bool:
+    return _watch.received is not None
+
+
+def check_interrupted() -> None:
+    """Raise :class:`Interrupted` if a signal has waited, or its exception was lost in a library's callback."""
+    if _watch.received is not None:
+        raise Interrupted(_watch.received)
