@@ -60,10 +60,19 @@ class Predictor:
         Returns:
             instances on the CPU, of the image's size: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``
             (N, H, W) boolean; best score first.
+
+        Raises:
+            UserError: if the image is so narrow that nothing of it would be left at the size of the config.
         """
         height, width = image.shape[:2]
         if self.input_format == "BGR":
             image = image[:, :, ::-1]
-        resized = self.resize.get_transform(image).apply_image(image)
+        transform = self.resize.get_transform(image)
+        if not min(transform.new_h, transform.new_w):
+            raise UserError(
+                f"an image of {width} x {height} pixels would become {transform.new_w} x {transform.new_h} by "
+                "INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST; crop it"
+            )
+        resized = transform.apply_image(image)
         pixels = torch.from_numpy(resized.astype(np.float32).transpose(2, 0, 1).copy())
         return self.model([{"image": pixels, "height": height, "width": width}])[0]["instances"].to("cpu")

@@ -183,7 +183,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
             logger.debug("%s", name, exc_info=error)
             message = f"{type(error).__name__}: {error}".partition("\n")[0]
         files = [str(path) for path in self.items[name].inputs] or [name]
-        return message if any(file in message for file in (*files, name)) else f"{files[0]}: {message}"
+        return message if any(file in message for file in files) else f"{files[0]}: {message}"
 
     def _add(self, entry: dict[str, Any]) -> None:
         self.done[entry["item"]] = self._own[entry["item"]] = entry
