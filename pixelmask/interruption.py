@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE = 10  # seconds for which a data loader's worker goes on after SIGTERM: its trainer has an iteration to finish
+GRACE = 30  # seconds for which a data loader's worker goes on after a first SIGTERM: its trainer has work to finish
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,15 +30,20 @@ class _Watch:
     """What this process has received; the first signal counts, later ones are not to disturb what it sets off."""
 
     process: int | None = None
+    worker: int | None = None
+    """Of :func:`stay_with_parent`."""
     received: signal.Signals | None = None
     waits = False
+    of_children: Any = None
+    """PyTorch's handler, which raises an error where a worker has ended, while it is put aside."""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a fork, such as a data loader's worker: it ends with its parent
-            if number == signal.SIGTERM:
-                signal.alarm(GRACE)
+            if number == signal.SIGTERM and signal.alarm(GRACE):  # the second, which is the parent's
+                os._exit(128 + number)
         elif self.received is None:
             self.received = signal.Signals(number)
+            self.of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if not self.waits:
                 check_interrupted()
 
@@ -61,6 +67,8 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        if _watch.received is not None:
+            signal.signal(signal.SIGCHLD, _watch.of_children or signal.SIG_DFL)
         _watch.process = _watch.received = None
 
 
@@ -76,6 +84,16 @@ def signals_wait(wait: bool = True) -> Iterator[None]:
         _watch.waits = before
     if not before:
         check_interrupted()
+
+
+def stay_with_parent() -> None:
+    """In a data loader's worker: go on after a SIGTERM that all processes of a job get, for as long as it is needed.
+
+    PyTorch has the worker end at once, so that its trainer cannot finish the iteration.
+    """
+    if _watch.process not in (None, os.getpid()) and _watch.worker != os.getpid():
+        _watch.worker = os.getpid()
+        signal.signal(signal.SIGTERM, _watch.handle)
 
 
 def was_interrupted() -> bool:

@@ -21,7 +21,7 @@ from ..checkpoint import SafeCheckpointer
 from ..config import changed
 from ..errors import UserError
 from ..files import write_json
-from ..interruption import Interrupted, check_interrupted, signals_wait, was_interrupted
+from ..interruption import Interrupted, check_interrupted, signals_wait, stay_with_parent, was_interrupted
 from .compat import StatefulTrainer, replaced
 from .optimizer import build_optimizer
 from .pictures import Mapper, PredictionPictures, random_numbers_kept
@@ -37,6 +37,17 @@ class StopAtSignal(HookBase):
         if any(comm.all_gather(was_interrupted())) and self.trainer.iter + 1 < self.trainer.max_iter:
             check_interrupted()
             raise Interrupted(signal.SIGTERM)  # of another process
+
+
+class _PatientMapper:
+    """A mapper whose process does not end before its trainer."""
+
+    def __init__(self, mapper: Mapper):
+        self.mapper = mapper
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        stay_with_parent()
+        return self.mapper(dataset_dict)
 
 
 class _WithoutExpected(logging.Filter):
@@ -152,7 +163,7 @@ class BaseTrainer(StatefulTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         if cfg.SEED < 0:  # newer versions of Detectron2 would take it as the seed of the order of images
             cfg = changed(cfg, "SEED", comm.shared_random_seed())
-        return build_detection_train_loader(cfg, mapper=cls.build_mapper(cfg, is_train=True))
+        return build_detection_train_loader(cfg, mapper=_PatientMapper(cls.build_mapper(cfg, is_train=True)))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

@@ -2,11 +2,9 @@
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from pixelmask.errors import UserError
 from pixelmask.files import only_writer, whole_or_not_at_all, write_json, write_text
 from pixelmask.images import write_picture
 from pixelmask.interruption import check_interrupted, signals_wait, was_interrupted
+from tests.support.training import little_space
 
 SIGNALS = [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
 
@@ -93,17 +92,6 @@ def test_a_signal_that_is_ignored_stays_so():
 
 
 # Disks
-
-
-@contextmanager
-def little_space(size: int):
-    """Files of this process can have this many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
