@@ -198,8 +198,32 @@ def _finish(cfg: CfgNode, opts: Sequence[str], datasets: Sequence[Sequence[str]]
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
+    with _mistakes_in("MODEL.DEVICE"):
+        find_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     return cfg
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Return a device that can be computed on.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UserError(f"unknown device {device!r}; give 'cpu', 'cuda' or 'cuda:1'") from None
+    if found.type == "cuda":
+        is_there = (found.index or 0) < torch.cuda.device_count()
+    else:
+        try:
+            is_there = torch.zeros(1, device=found).tolist() == [0.0]
+        except (RuntimeError, AssertionError):  # each backend has its own
+            is_there = False
+    if not is_there:
+        raise UserError(f"no device {device} here: PyTorch finds {torch.cuda.device_count()} CUDA devices; give 'cpu'")
+    return found
 
 
 @contextmanager

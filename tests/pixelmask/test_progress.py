@@ -54,6 +54,17 @@ def test_what_is_done_stays_done(interrupted, items):
     assert sorted(path.name for path in (interrupted / "out").iterdir()) == ["a", "b", "c"]
 
 
+def test_lines_of_other_processes_are_taken_up(interrupted, items):
+    """As torchrun left them, of however many processes."""
+    path = interrupted / "out/progress.jsonl"
+    about, a, b, _ = path.read_text().splitlines(keepends=True)
+    path.write_text(about + a)
+    (interrupted / "out/progress.3.jsonl").write_text(b + '{"item": "c", "inp')
+    with begin(interrupted, items) as progress:
+        assert list(progress.done) == ["a", "b"]
+    assert path.read_text() == about + a + b and not (interrupted / "out/progress.3.jsonl").exists()
+
+
 def test_what_was_made_and_is_gone_is_made_again(interrupted, items):
     done: list[str] = []
     (interrupted / "out/a").unlink()
