@@ -22,14 +22,17 @@ T = TypeVar("T")
 
 # How fvcore's registries, which Detectron2 finds its parts in, say that a config names something unknown
 UNREGISTERED = re.compile(r"No object named '(.+)' found in '(.+)' registry")
+# How libraries say that there is no memory left: PyTorch on a CPU and on a GPU, OpenCV
+NO_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
 
 
 def run(main: Callable[..., T], *args: object) -> T:
     """Call ``main`` and return its result; print a :class:`UserError` as one message and exit with status 1.
 
     The same for files that cannot be read or written (a full disk, a name that is too long, standard output that is
-    closed), and names in the config that no registry has. SIGTERM and SIGINT (Ctrl-C) are
-    :class:`~pixelmask.interruption.Interrupted` in ``main``: it exits with status 143 or 130, and one message.
+    closed), names in the config that no registry has, and sizes for which there is no memory. SIGTERM and SIGINT
+    (Ctrl-C) are :class:`~pixelmask.interruption.Interrupted` in ``main``: it exits with status 143 or 130, and one
+    message.
     """
     try:
         with interruptible():
@@ -54,6 +57,10 @@ def run(main: Callable[..., T], *args: object) -> T:
             f"the config names {names[1]}, which is not in the registry {names[2]}; correct the name, or --import the "
             "file that registers it"
         )
+    except Exception as e:
+        if not isinstance(e, MemoryError) and not any(phrase in str(e) for phrase in NO_MEMORY):
+            raise
+        _leave("no memory left: " + str(e).partition("\n")[0])
 
 
 def _prepare_streams() -> None:

@@ -1,5 +1,6 @@
 """Signals end a command in one sentence, where nothing is half done; so do disks that are full and streams that end."""
 
+import argparse
 import errno
 import os
 import signal
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from pixelmask.checkpoint import SafeCheckpointer
-from pixelmask.cli import run
+from pixelmask.cli import bounded, run
 from pixelmask.errors import UserError
 from pixelmask.files import only_writer, whole_or_not_at_all, write_json, write_text
 from pixelmask.images import write_picture
@@ -122,6 +123,19 @@ def test_what_a_disk_says_is_passed_on(leaves, tmp_path, number):
                 raise RuntimeError("unexpected pos 64 vs 0") from None  # as torch.save has it
 
     assert f"{tmp_path / 'a'}: {os.strerror(number)}" in leaves(main)
+
+
+def test_sizes_for_which_there_is_no_memory(leaves):
+    enormous = 2**26
+    for make in (lambda: np.empty((enormous, enormous)), lambda: torch.empty(enormous, enormous)):
+        assert leaves(make).startswith("error: no memory left: ")
+
+
+def test_sizes_are_whole_numbers_within_bounds():
+    assert bounded(1, 8)("8") == 8
+    for text in ("-7", "0", "1000000"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{text} is not from 1 to 8"):
+            bounded(1, 8)(text)
 
 
 def test_places_that_cannot_be(leaves, tmp_path):
