@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -82,6 +83,18 @@ def _leave(message: str, status: int = 1) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"error: {message}\n")
     raise SystemExit(status) from None
+
+
+def run_tool(command: Sequence[str]) -> int:
+    """Run a tool in a process of its own, which also gets the signal that stops this one; return its exit status."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except Interrupted as e:
+            process.send_signal(e.received)
+            process.wait()
+            e.kept = f"{Path(command[1]).name} has said above what is kept"
+            raise
 
 
 def positive(text: str) -> int:

@@ -10,7 +10,6 @@ download: the data are drawn on first use. Training and evaluation are those of 
 """
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from airm.figures.side_by_side import side_by_side
 from patchdct.data.prepare import prepare_datasets
 from patchdct.figures.panels import compare_panels
 from patchdct.predictor import Predictor
-from pixelmask.cli import bounded, run
+from pixelmask.cli import bounded, run, run_tool
 from pixelmask.config import load_cfg
 from pixelmask.files import read_json
 from pixelmask.images import read_picture, write_picture
@@ -109,7 +108,7 @@ def main(args: argparse.Namespace) -> None:
     config, output = Path(f"configs/{name}.yaml"), args.output or Path(folder)
     # In a process of its own, as a user would
     command = [sys.executable, "tools/train_net.py", "--config-file", str(config), *SHOWN, *args.overrides]
-    status = subprocess.run([*command, "OUTPUT_DIR", str(output)]).returncode
+    status = run_tool([*command, "OUTPUT_DIR", str(output)])
     if status:
         raise SystemExit(status)
     weights, pictures = output / "model_final.pth", output / "pictures"

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 from PIL import Image
 
 from pixelmask.checkpoint import SafeCheckpointer
-from pixelmask.cli import bounded, run
+from pixelmask.cli import bounded, run, run_tool
 from pixelmask.errors import UserError
 from pixelmask.files import only_writer, whole_or_not_at_all, write_json, write_text
 from pixelmask.images import write_picture
@@ -90,6 +93,22 @@ def test_a_signal_that_is_ignored_stays_so():
         assert run(lambda: signal.raise_signal(signal.SIGINT) or "done") == "done"
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_tool_that_another_runs_gets_its_signal(leaves, tmp_path):
+    code = "signal.signal(15, lambda *_: sys.exit(Path('stopped').touch())); Path('ready').touch(); time.sleep(60)"
+    command = [sys.executable, "-c", f"import os, signal, sys, time; from pathlib import Path; {code}"]
+
+    def stop() -> None:
+        while not Path("ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        threading.Thread(target=stop).start()
+        leaves(lambda: run_tool(command), 143)
+    assert (tmp_path / "stopped").exists() and run_tool([sys.executable, "-c", "exit(3)"]) == 3
 
 
 # Disks
