@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import importlib.util
 import io
 import logging
@@ -23,6 +24,13 @@ T = TypeVar("T")
 
 # How fvcore's registries, which Detectron2 finds its parts in, say that a config names something unknown
 UNREGISTERED = re.compile(r"No object named '(.+)' found in '(.+)' registry")
+# Of files: no permission; a medium that cannot be written, is full, over its quota or broken; a file where a folder is
+# needed, or the other way; names that are too long or lead in a circle; too many at once; a pipe that nobody reads
+UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE),
+    errno.EPIPE,
+)
 # How libraries say that there is no memory left: PyTorch on a CPU and on a GPU, OpenCV
 NO_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
 
@@ -49,8 +57,10 @@ def run(main: Callable[..., T], *args: object) -> T:
     except KeyboardInterrupt:  # of a thread, which receives no signals
         _leave(f"stopped: {Interrupted.kept}", 130)
     except OSError as e:
+        if e.errno not in UNWRITABLE:
+            raise
         # Whoever writes files says their names
-        _leave(f"cannot read or write {e.filename2 or e.filename or 'standard output or a file'}: {e.strerror or e}")
+        _leave(f"cannot read or write {e.filename2 or e.filename or 'standard output or a file'}: {e.strerror}")
     except KeyError as e:
         if not (names := UNREGISTERED.search(str(e))):
             raise
