@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from pixelmask.checkpoint.checkpointer import load_trained
+from pixelmask.config import find_device
 from pixelmask.errors import UserError
 
 from .mask_head import MaskRCNNPatchDCTHead
@@ -30,8 +31,8 @@ class Predictor:
             keep_stages: whether instances also get ``pred_coarse_masks`` and ``pred_patch_labels``.
 
         Raises:
-            UserError: if there are no weights, or weights that leave a part of the model random, or if the model has no
-                stages to keep.
+            UserError: if there are no weights, or weights that leave a part of the model random, if the model has no
+                stages to keep, or if there is no such device.
         """
         weights = cfg.MODEL.WEIGHTS
         if not weights or "ImageNetPretrained" in weights:
@@ -40,6 +41,7 @@ class Predictor:
                 f"no trained weights: {found}. Give a checkpoint of this model with --weights FILE or MODEL.WEIGHTS; "
                 "tools/train_net.py writes one, model_final.pth, in OUTPUT_DIR"
             )
+        find_device(cfg.MODEL.DEVICE)
         self.model = build_model(cfg).eval()
         if keep_stages:
             head = getattr(getattr(self.model, "roi_heads", None), "mask_head", None)

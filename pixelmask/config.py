@@ -198,8 +198,6 @@ def _finish(cfg: CfgNode, opts: Sequence[str], datasets: Sequence[Sequence[str]]
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-    with _mistakes_in("MODEL.DEVICE"):
-        find_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     return cfg
 

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE = 30  # seconds for which a data loader's worker goes on after a first SIGTERM: its trainer has work to finish
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,8 +37,8 @@ class _Watch:
     """PyTorch's handler, which raises an error where a worker has ended, while it is put aside."""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a fork, such as a data loader's worker: it ends with its parent
-            if number == signal.SIGTERM and signal.alarm(GRACE):  # the second, which is the parent's
+        if os.getpid() != self.process:  # a fork, which after Ctrl-C ends with its parent
+            if number == signal.SIGTERM:
                 os._exit(128 + number)
         elif self.received is None:
             self.received = signal.Signals(number)
@@ -87,13 +86,21 @@ def signals_wait(wait: bool = True) -> Iterator[None]:
 
 
 def stay_with_parent() -> None:
-    """In a data loader's worker: go on after a SIGTERM that all processes of a job get, for as long as it is needed.
+    """In a data loader's worker: let a SIGTERM be that all processes of a job get, but for the parent's own.
 
-    PyTorch has the worker end at once, so that its trainer cannot finish the iteration.
+    PyTorch has the worker end at once, so that its trainer cannot finish the iteration. It ends with its parent anyway.
     """
-    if _watch.process not in (None, os.getpid()) and _watch.worker != os.getpid():
-        _watch.worker = os.getpid()
-        signal.signal(signal.SIGTERM, _watch.handle)
+    if _watch.process in (None, os.getpid()) or _watch.worker == os.getpid() or not hasattr(signal, "sigwaitinfo"):
+        return
+    _watch.worker = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def was_interrupted() -> bool:

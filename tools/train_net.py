@@ -30,7 +30,7 @@ from airm.trainer import RefinementTrainer
 from patchdct.trainer import Trainer
 from pixelmask.checkpoint import SafeCheckpointer, load_trained
 from pixelmask.cli import add_import, import_code, run
-from pixelmask.config import load_cfg
+from pixelmask.config import find_device, load_cfg
 from pixelmask.engine import BaseTrainer, launch
 from pixelmask.engine.lazy import lazy_trainer, load_lazy, settings_of
 from pixelmask.errors import UserError
@@ -70,6 +70,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def train_or_evaluate(
     args: argparse.Namespace, cfg: CfgNode, trainer_class: type[BaseTrainer]
 ) -> dict[str, Any] | None:
+    find_device(cfg.MODEL.DEVICE)
     if not args.eval_only:
         trainer = trainer_class(cfg)
         trainer.resume_or_load(resume=args.resume)
