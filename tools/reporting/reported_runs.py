@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from torch import nn
 
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.config import changed
 from pixelmask.errors import UserError
 from pixelmask.evaluation.finished import FinishedRun, read_finished_run
@@ -45,10 +47,10 @@ class ReportedRun(FinishedRun):
         These are MODEL.WEIGHTS where it is a file of the run's folder, as after an evaluation of one of its
         checkpoints; else the folder's last checkpoint; else MODEL.WEIGHTS, as after ``--eval-only``.
         """
-        weights, last = self.cfg.MODEL.WEIGHTS, self.folder / "last_checkpoint"
+        weights, folder = self.cfg.MODEL.WEIGHTS, SafeCheckpointer(nn.Module(), str(self.folder))
         own = Path(weights).resolve().parent == self.folder.resolve()
-        if last.is_file() and not own:
-            weights = str(self.folder / last.read_text().strip())
+        if folder.has_checkpoint() and not own:
+            weights = folder.get_checkpoint_file()
         return changed(self.cfg, "DATASETS.TEST", (data_set,), "MODEL.WEIGHTS", weights)
 
 
