@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 from .errors import UserError
 
 RANGES = (1, 255, 65535)
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**30)
+"""Of an image: Pillow refuses larger ones as decompression bombs."""
 VOID = 255  # the label of PASCAL VOC for what is not annotated
 
 

@@ -6,8 +6,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from pixelmask.errors import UserError
 from pixelmask.files import write_text
+from pixelmask.schema import Id, check
+
+WAY_OUT = "--overwrite begins anew, or choose another --output"
+
+
+class _Done(Struct):
+    """What a line has of an image."""
+
+    image_id: Id
+    coarse: list[dict[str, Any]] = []
+    refined: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    size: dict[str, int] = {}
+    unusable: list[str] = []
 
 
 class Progress(contextlib.AbstractContextManager["Progress"]):
@@ -31,6 +47,8 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         lines = _complete_lines(path) if resume and path.is_file() else []
         if lines:
             known, *entries = lines
+            check(known, dict[str, Any], f"the first line of {path}", WAY_OUT)
+            check(entries, list[_Done], path, WAY_OUT)
             changed = [key for key in about | known if about.get(key) != known.get(key)]
             if changed:
                 raise UserError(
@@ -65,7 +83,7 @@ def in_order(results: Iterable[dict[str, Any]], done: dict[str, dict[str, Any]])
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    with contextlib.suppress(ValueError):
-        for line in path.read_text().splitlines():
+    with contextlib.suppress(ValueError, RecursionError):
+        for line in path.read_bytes().splitlines():
             lines.append(json.loads(line))
     return lines

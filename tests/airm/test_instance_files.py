@@ -71,7 +71,7 @@ def test_runs_are_those_of_pycocotools(seed):
         ([[1, 2, 3, 4, 5, 6, 7]], "at least 3 points"),
         ([[1, 2, 3, 4, 5, "x"]], "not all numbers"),
         ([[1, 2, 3, 4, 5, float("nan")]], "not all numbers"),
-        ([[1, 2, 3, 4, 5, 1e9]], "not all numbers of at most 1,000,000 pixels"),
+        ([[1, 2, 3, 4, 5, 1e9]], "not all numbers of at most 520 pixels"),
     ],
 )
 def test_masks_that_cannot_be_used(segmentation, words):
@@ -85,10 +85,13 @@ def test_masks_that_cannot_be_used(segmentation, words):
     [
         ("{", "not valid JSON"),
         ('{"annotations": []}', "seems to be an annotation file"),
-        ("[3]", 'result 0 is no object with an "image_id"'),
+        ("[3]", "result 0 is 3, not an object"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', 'result 0 has no "segmentation"'),
         ('[{"image_id": 1, "segmentation": [], "score": "high"}]', "score 'high'"),
         ('[{"image_id": 1, "segmentation": [], "score": NaN}]', "score nan"),
+        ('[{"image_id": 1, "segmentation": [], "score": 1e400}]', "result 0 has the score inf, not a number"),
+        ('[{"image_id": [1], "segmentation": []}]', "result 0 has the image_id [1], not a whole number"),
+        ('[{"image_id": 1, "segmentation": [], "category_id": {}}]', "result 0 has the category_id {}, not"),
     ],
 )
 def test_results_that_cannot_be_used(tmp_path, content, words):
@@ -177,6 +180,28 @@ def test_progress_survives_an_interruption(tmp_path):
     with pytest.raises(UserError, match=r"begun with other options \(margin\)"):
         Progress(path, {"margin": 0.3, "opts": ["A", 1]}, resume=True)
     with Progress(path, {"margin": 0.3}, resume=False) as progress:
+        assert not progress.done
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[3]", "the first line of {} cannot be used: it is [3], not an object; --overwrite begins anew"),
+        ("{}\n3", "{} cannot be used: entry 0 is 3, not an object"),
+        ('{}\n{"refined": []}', "{} cannot be used: entry 0 has no image_id; --overwrite"),
+        ('{}\n{"image_id": 1}\n{"image_id": []}', "{} cannot be used: entry 1 has the image_id [], not a whole number"),
+        ('{}\n{"image_id": 1, "counts": {"refined": "x"}}', "{} cannot be used: entry 0 has the counts"),
+        ('{}\n{"image_id": 1, "refined": [7]}', "{} cannot be used: entry 0 has the refined [7], not an object"),
+    ],
+)
+def test_progress_that_is_none(tmp_path, text, words):
+    path = tmp_path / "progress.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError) as e:
+        Progress(path, {}, resume=True)
+    assert words.format(path) in str(e.value)
+    path.write_bytes(b'{}\n\xff\xfe\n{"image_id": 1}\n' + b"[" * 100_000)
+    with Progress(path, {}, resume=True) as progress:  # goes on before what cannot be read
         assert not progress.done
 
 
