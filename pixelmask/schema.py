@@ -32,6 +32,8 @@ def find_fault(content: Any, kind: Any, wanted: Mapping[str, str] | None = None,
         msgspec.convert(content, kind)
     except RecursionError:
         return "it has lists within lists, deeper than any such file"
+    except UnicodeEncodeError as e:
+        return f"it has text that is none: {e}"
     except msgspec.ValidationError as e:
         what, _, path = str(e).replace("`", "").partition(" - at $")
         steps: list[Any] = [int(step) if step.isdecimal() else step for step in re.findall(r"[^.\[\]]+", path)]
