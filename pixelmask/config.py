@@ -41,7 +41,7 @@ _NEWER = {
 }
 _NULLABLE = {"SOLVER.WEIGHT_DECAY_BIAS"}  # after v0.5
 # A config that a training writes has 10,000 characters and 500 values
-_MOST_CHARACTERS, _MOST_VALUES, _MOST_FILES = 2**18, 2**15, 32
+_MOST_CHARACTERS, _MOST_VALUES, _MOST_FILES = 2**17, 2**15, 32
 # Top-level keys by which a whole config, as a training writes it, is known: nobody writes all of these by hand
 _WHOLE = {"CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "INPUT", "MODEL", "OUTPUT_DIR", "SOLVER", "TEST", "VERSION"}
 

@@ -1,8 +1,11 @@
 """What files of JSON are to hold, written down as types (msgspec's), and what is wrong with one said in a sentence."""
 
+import contextlib
+import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -62,3 +65,12 @@ def check(content: Any, kind: Any, source: Any, way_out: str) -> None:
     fault = find_fault(content, kind)
     if fault:
         raise UserError(f"{source} cannot be used: {fault}; {way_out}")
+
+
+def read_lines(path: Path, kind: Any) -> Iterator[Any]:
+    """Yield the parsed lines of a JSON-lines file, there or not, that are of a kind: none that was cut off."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if find_fault(entry, kind) is None:
+                yield entry

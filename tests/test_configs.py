@@ -259,7 +259,7 @@ def test_a_bad_config_of_a_checkpoint(content):
         (laughs("[*a{0}, *a{0}]"), "bad.yaml: with its aliases written out, it has more than 32,768 values"),
         (laughs("{{<<: [*a{0}, *a{0}]}}"), "bad.yaml: with its aliases written out"),
         ("a: &a [*a]\n", "bad.yaml: with its aliases written out"),
-        ("x: " + "y" * 300_000, "bad.yaml: it has more than 262,144 characters"),
+        ("x: " + "y" * 300_000, "bad.yaml: it has more than 131,072 characters"),
         ("MODEL:\n  DEVICE: null\n", "MODEL.DEVICE is null"),
         ("SOLVER:\n  MAX_ITER: " + "9" * 30, "MAX_ITER is 1e\\+30, beyond"),
         ("SOLVER:\n  MAX_ITER: 0b" + "1" * 100_000, "digits"),

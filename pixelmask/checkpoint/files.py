@@ -54,7 +54,7 @@ def _mapped(filename: str) -> Iterator[mmap.mmap]:
 
 def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
     entries = {entry.filename: entry.file_size for entry in archive.infolist()}
-    if sum(entry.file_size for entry in archive.infolist()) > size:
+    if sum(max(entry.file_size, entry.compress_size) for entry in archive.infolist()) > size:
         raise ValueError("it is compressed, and would unpack to more than it is; unpack it, and save it again")
     root = next(name for name in entries if name.endswith("data.pkl")).removesuffix("data.pkl")
     if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":

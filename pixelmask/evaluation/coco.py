@@ -160,7 +160,8 @@ class _GroundTruth(NamedTuple):
             area = annotation["area"] if "area" in annotation else _area(annotation, *sizes[image_id])
             annotations.append({**annotation, "id": number, "image_id": numbers[image_id], "area": area})
         images = [{**image, "id": numbers[image["id"]]} for image in images]
-        return cls(COCO({**dataset, "images": images, "annotations": annotations}), numbers)
+        truth = {"images": images, "annotations": annotations, "categories": dataset["categories"], "info": {}}
+        return cls(COCO(truth), numbers)
 
 
 def _area(annotation: dict[str, Any], height: int, width: int) -> float:

@@ -151,6 +151,14 @@ def test_a_file_that_unpacks_to_more_than_it_is(tmp_path):
             archive.writestr(name, content)
     with pytest.raises(UnreadableCheckpoint, match="is compressed, and would unpack to more than it is"):
         read_torch(str(path))
+    torch.save({"w": torch.zeros(10)}, path)
+    sizes = (10 * 4).to_bytes(
+        4, "little"
+    ) * 2  # of the tensor, compressed and not, as the directory at the end has them
+    before, _, after = path.read_bytes().rpartition(sizes)
+    path.write_bytes(before + b"\xff\xff\xff\x7f" + sizes[4:] + after)
+    with pytest.raises(UnreadableCheckpoint, match="would unpack to more than it is"):
+        read_torch(str(path))
 
 
 def safetensors_file(header, content=b""):

@@ -1,6 +1,5 @@
 """The runs of a report: finished ones, with names that differ and the curves of their training."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pixelmask.data.coco_file import read_results
 from pixelmask.errors import UserError
 from pixelmask.evaluation.finished import FinishedRun, read_finished_run
 from pixelmask.rle import read_rle
-from pixelmask.schema import Int64, Number, find_fault
+from pixelmask.schema import Int64, Number, find_fault, read_lines
 
 Curve = list[tuple[int, float]]
 
@@ -129,14 +128,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     left out. Curves of more than 400 points become means of equally many neighbours.
     """
     values: dict[str, dict[int, float]] = {}
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if find_fault(entry, _Logged):
-            continue
+    for entry in read_lines(path, _Logged):
         iteration = entry.pop("iteration")
         for key, value in entry.items():
             if not find_fault(value, Number):
