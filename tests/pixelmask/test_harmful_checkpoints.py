@@ -95,7 +95,7 @@ def test_a_state_cannot_stand_in_for_what_a_dict_does(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        b"\x80\x04r\xff\xff\xff\xff.",  # the four thousand millionth entry of the memo
+        b"\x80\x04Nr\xff\xff\xff\xff",  # the four thousand millionth entry of the memo
         b"\x80\x05\x96" + (2**45).to_bytes(8, "little") + b".",  # a bytearray of 32 TiB
         b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",  # one of 2 GiB
         b"\x80\x04\x8e" + (2**45).to_bytes(8, "little") + b".",
