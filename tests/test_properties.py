@@ -23,7 +23,7 @@ from pixelmask.schema import find_fault
 from tests.support.models import untrained_airm
 
 settings.register_profile("quick", derandomize=True, deadline=None, database=None, max_examples=20)
-settings.register_profile("thorough", deadline=None, database=None, max_examples=300)
+settings.register_profile("thorough", deadline=None, database=None, max_examples=1000)
 settings.load_profile(os.environ.get("PROPERTIES", "quick"))
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
