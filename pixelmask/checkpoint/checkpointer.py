@@ -153,7 +153,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            loaded = _from_model_zoo(by_name(filename, read_pickle(filename)))
+            loaded = _from_model_zoo(filename, by_name(filename, read_pickle(filename)))
         elif filename.endswith(".pyth"):
             state = by_name(filename, by_name(filename, read_torch(filename)).get("model_state"))
             state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
@@ -215,11 +215,12 @@ def _way_out(name: str) -> str:
     return f", or train that model first: {folder} is what the config {os.path.basename(folder)}.yaml writes"
 
 
-def _from_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
+def _from_model_zoo(filename: str, data: dict[str, Any]) -> dict[str, Any]:
     """Detectron2's .pkl files name an author; Caffe2's are the weights, or have them under "blobs", with momenta."""
     if "model" in data and "__author__" in data:
         return data
-    weights = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
+    blobs = by_name(filename, data.get("blobs", data))
+    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 

@@ -53,11 +53,12 @@ def _mapped(filename: str) -> Iterator[mmap.mmap]:
 
 
 def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
-    entries = {entry.filename: entry.file_size for entry in archive.infolist()}
-    if sum(max(entry.file_size, entry.compress_size) for entry in archive.infolist()) > size:
-        raise ValueError("it is compressed, and would unpack to more than it is; unpack it, and save it again")
-    root = next(name for name in entries if name.endswith("data.pkl")).removesuffix("data.pkl")
-    if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+    entries, names = archive.infolist(), archive.namelist()
+    sizes = sum(max(entry.file_size, entry.compress_size) for entry in entries)
+    if sizes > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, or its parts are larger than it is; unpack it, and save it with torch.save")
+    root = next(name for name in names if name.endswith("data.pkl")).removesuffix("data.pkl")
+    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
         raise ValueError("it is of a big-endian machine; save it again on one like this")
     storages: dict[str, bytearray] = {}
 

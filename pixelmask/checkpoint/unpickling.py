@@ -115,6 +115,27 @@ class DataUnpickler(pickle._Unpickler):
         elif type(made) is not dict:  # a module's state dict has the versions of its layers, which nobody reads
             raise ForbiddenError(f"{type(made).__name__}.__setstate__")
 
+    def load_setitems(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self._checked(dict).update(zip(items[::2], items[1::2], strict=True))
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self._checked(dict)[key] = value
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self._checked(set).update(items)
+
+    def _checked(self, kind: type) -> Any:
+        """Return the container that a pickle fills; a tensor would take what it is given in its own way."""
+        if type(self.stack[-1]) is not kind:  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError(f"what it fills is no {kind.__name__}")
+        return self.stack[-1]  # type: ignore[attr-defined]
+
+    def load_instance(self) -> None:
+        raise pickle.UnpicklingError("it holds an object of a class")
+
     def load_bytearray8(self) -> None:
         length = int.from_bytes(self.read(8), "little")  # type: ignore[attr-defined]
         self.append(bytearray(self.read(length)))  # type: ignore[attr-defined]
@@ -126,6 +147,11 @@ class DataUnpickler(pickle._Unpickler):
             raise ValueError(f"tuples in tuples, more than {_DEEPEST_TUPLE} deep")
         self._depths[id(made)] = depth
 
+    for _opcode in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4):
+        dispatch[_opcode[0]] = load_instance
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.ADDITEMS[0]] = load_additems
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
@@ -155,9 +181,10 @@ class _Dtype:
     def __setstate__(self, state: Any) -> None:
         _, order, subdtype, names, fields, *_ = state
         order = order.decode("latin1") if isinstance(order, bytes) else order
-        if order not in ("<", ">", "|", "=") or (subdtype, names, fields) != (None, None, None):
+        if (subdtype, names, fields) != (None, None, None):
             raise ForbiddenError("numpy.dtype.__setstate__")
-        self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
+        if order not in ("<", "|", "="):
+            raise ValueError("it is of a big-endian machine; save it again on one like this")
 
 
 class _Array(np.ndarray):

@@ -57,6 +57,9 @@ def write_seeds(folder: Path, real_data: Path | None = None) -> None:
     torch.save(training, folder / "model.pth")
     write_old_torch(folder / "old.pth", training)
     write_pickle(folder / "model.pkl", {"model": {n: v.numpy() for n, v in state.items()}, "__author__": "x"})
+    caffe2 = {"fc_w": (4, 4), "fc_b": (4,), "conv1_w": (8, 3, 7, 7), "cls_score_w": (4, 4), "bbox_pred_w": (16, 4)}
+    blobs = {name: np.ones(shape, np.float32) for name, shape in caffe2.items()}
+    write_pickle(folder / "caffe2.pkl", {"blobs": {**blobs, "fc_w_momentum": blobs["fc_w"]}})
     save_file(state, folder / "model.safetensors")
     torch.save(random_state(published_shapes(*TINY)), folder / "encoder.pth")
     config = tiny_airm_cfg().dump()
@@ -202,7 +205,7 @@ def _picture(path: Path) -> None:
 
 
 READERS = (
-    Reader("checkpoint", _load_checkpoint, ("model.pth", "old.pth", "model.pkl", "model.safetensors")),
+    Reader("checkpoint", _load_checkpoint, ("model.pth", "old.pth", "model.pkl", "caffe2.pkl", "model.safetensors")),
     Reader("weights of an encoder", _load_encoder, ("encoder.pth",)),
     Reader("published weights", read_published, ("model.pth", "model.safetensors")),
     Reader("checkpoint with config", find_config, ("airm.pth",)),

@@ -103,8 +103,11 @@ def test_a_state_cannot_stand_in_for_what_a_dict_does(tmp_path):
         # 100 kB, 2,000 times
         b"\x80\x03B" + (10**5).to_bytes(4, "little") + b"x" * 10**5 + b"q\x000"
         + b"cbuiltins\nbytearray\nq\x01h\x00\x85R" + b"h\x01h\x00\x85R" * 2000 + b".",
+        b"\x80\x02(cbuiltins\nset\nNo.",  # made as an object, and uncounted
+        b"\x80\x02cbuiltins\nbytearray\nC\x04abcd\x85RK\x00K\x00s.",  # filled as if it were a dict
+        b"\x80\x04}(K\x01\x90.",  # as if it were a set
     ],
-    ids=["memo", "bytearray", "called", "bytes", "tuples", "copies"],
+    ids=["memo", "bytearray", "called", "bytes", "tuples", "copies", "object", "item", "items"],
 )  # fmt: skip
 def test_a_pickle_takes_no_more_than_its_file_has(tmp_path, content):
     with pytest.raises(UnreadableCheckpoint, match=rf"cannot read checkpoint {tmp_path}/a\.pkl") as error:
@@ -150,7 +153,7 @@ def test_a_file_that_unpacks_to_more_than_it_is(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
-    with pytest.raises(UnreadableCheckpoint, match="is compressed, and would unpack to more than it is"):
+    with pytest.raises(UnreadableCheckpoint, match="is compressed, or its parts are larger"):
         read_torch(str(path))
     torch.save({"w": torch.zeros(10)}, path)
     sizes = (10 * 4).to_bytes(
@@ -158,7 +161,7 @@ def test_a_file_that_unpacks_to_more_than_it_is(tmp_path):
     ) * 2  # of the tensor, compressed and not, as the directory at the end has them
     before, _, after = path.read_bytes().rpartition(sizes)
     path.write_bytes(before + b"\xff\xff\xff\x7f" + sizes[4:] + after)
-    with pytest.raises(UnreadableCheckpoint, match="would unpack to more than it is"):
+    with pytest.raises(UnreadableCheckpoint, match="its parts are larger than it is"):
         read_torch(str(path))
 
 
