@@ -4,6 +4,9 @@ PYTHON ?= python3
 # The versions known to work together; an environment of your own keeps those it has.
 CONSTRAINTS ?= $(if $(filter .venv,$(VENV)),constraints.txt)
 WORKERS ?= 2
+# Of fuzz: how long, and which of the endless rows of damaged files
+MINUTES ?= 20
+SEED ?= 1
 # Of photo-model: where the data sets are, what is trained on them, with which seeds, and the file of the first one
 DATA ?= datasets
 ECSSD ?= $(DATA)/ECSSD
@@ -22,7 +25,7 @@ endef
 export TELL_OF_ANOTHER
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-airm demo-photo photo-model test test-gpu docs-check lint types doctor clean
+.PHONY: help install demo demo-airm demo-photo photo-model test test-gpu fuzz docs-check lint types doctor clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -68,6 +71,10 @@ export TELL_OF_GPU
 test-gpu: install ## run the tests that need a GPU
 	@$(RUN) -c "$$TELL_OF_GPU"
 	$(RUN) -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+fuzz: install ## damage real files for MINUTES=20 of row SEED=1: each is read or refused; and properties on more inputs
+	PROPERTIES=thorough OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/test_properties.py
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --minutes $(MINUTES) --seed $(SEED)
 
 # A page is executed by one process, from top to bottom
 docs-check: install ## execute every command of the documentation, on small models and drawn data

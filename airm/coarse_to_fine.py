@@ -102,12 +102,12 @@ def split_axis(n: int, tile_size: int, halo: int) -> list[Span]:
     Args:
         n: pixels of the padded grid.
         tile_size: side of a window, halo included; 0 or at least n: one window.
-        halo: context around a core; at the ends of the grid there is none.
+        halo: context around a core; at the ends of the grid there is none, and less where a window has no room for it.
     """
-    if tile_size <= 0 or tile_size >= n:
+    tile_size = max(tile_size // ALIGNMENT * ALIGNMENT, SMALLEST_SIDE) if tile_size > 0 else n
+    if tile_size >= n:
         return [Span(0, n, 0, n)]
-    tile_size = max(tile_size // ALIGNMENT * ALIGNMENT, SMALLEST_SIDE)
-    step = max(tile_size - 2 * halo, ALIGNMENT)
+    step = max((tile_size - 2 * halo) // ALIGNMENT * ALIGNMENT, ALIGNMENT)
     count = -(-(n - tile_size) // step) + 1
     starts = [round(i * (n - tile_size) / (count - 1) / ALIGNMENT) * ALIGNMENT for i in range(count)]
     cuts = [0, *((starts[i] + tile_size + starts[i + 1]) // 2 for i in range(count - 1)), n]

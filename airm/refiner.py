@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer, load_trained
 from pixelmask.checkpoint.files import by_name, read_torch
 from pixelmask.config import find_device, load_cfg, parse_cfg
+from pixelmask.engine.build import build_model
 from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 

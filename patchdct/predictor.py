@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from pixelmask.checkpoint.checkpointer import load_trained
 from pixelmask.config import find_device
+from pixelmask.engine.build import build_model
 from pixelmask.errors import UserError
 
 from .mask_head import MaskRCNNPatchDCTHead

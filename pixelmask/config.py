@@ -5,8 +5,11 @@ meta-architecture only.
 """
 
 import difflib
+import io
+import itertools
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +39,9 @@ _NEWER = {
     "SOLVER.NUM_DECAYS": 3,
     "SOLVER.RESCALE_INTERVAL": False,
 }
+_NULLABLE = {"SOLVER.WEIGHT_DECAY_BIAS"}  # after v0.5
+# A config that a training writes has 10,000 characters and 500 values
+_MOST_CHARACTERS, _MOST_VALUES, _MOST_FILES = 2**17, 2**15, 32
 # Top-level keys by which a whole config, as a training writes it, is known: nobody writes all of these by hand
 _WHOLE = {"CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "INPUT", "MODEL", "OUTPUT_DIR", "SOLVER", "TEST", "VERSION"}
 
@@ -126,7 +132,7 @@ def parse_cfg(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
         UserError: as in :func:`load_cfg`; the message names the ``source``.
     """
     with _mistakes_in(source):
-        content = yaml.safe_load(text)
+        content = _with_keys(yaml.safe_load(_bounded(text)))
         cfg = get_cfg(_architecture(content, opts))
         _merge_known(cfg, content, source)
     return _finish(cfg, opts)
@@ -148,8 +154,57 @@ def _read(config_file: str, opts: Sequence[str]) -> tuple[dict[str, Any], CfgNod
     if config_file.endswith(".py"):
         raise UserError(f"{config_file} is a Python config, which tools/train_net.py alone takes; give a YAML file")
     with _mistakes_in(config_file):
-        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False) if config_file else {}
+        content = _read_with_base(config_file) if config_file else {}
         return content, get_cfg(_architecture(content, opts))
+
+
+def _read_with_base(config_file: str) -> dict[str, Any]:
+    """Read a YAML file over those that ``_BASE_`` names.
+
+    Raises:
+        ValueError: if these are too many or too large, or have no keys.
+    """
+    opened = []
+
+    class Bounded(CfgNode):
+        @classmethod
+        def _open_cfg(cls, filename: str) -> io.StringIO:
+            opened.append(filename)
+            if len(opened) > _MOST_FILES:
+                raise ValueError(f"_BASE_ leads to more than {_MOST_FILES} files, such as {filename}: to itself again?")
+            with super()._open_cfg(filename) as f:
+                text = f.read(_MOST_CHARACTERS + 1)
+            return io.StringIO(_bounded(text))
+
+    try:
+        return _with_keys(Bounded.load_yaml_with_base(config_file, allow_unsafe=False))
+    except (TypeError, AttributeError, AssertionError) as e:
+        raise ValueError(f"it holds what is not keys and values, or _BASE_ names such a file: {e}") from None
+
+
+def _with_keys(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError("it does not hold keys, which are words, and their values")
+    return content
+
+
+def _bounded(text: str) -> str:
+    """Return a YAML text if it is of a config's size, also with its aliases written out; else raise ValueError."""
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(f"it has more than {_MOST_CHARACTERS:,} characters, and is no config")
+    values: dict[yaml.Node, float] = {}
+
+    def count(node: Any) -> float:
+        if node not in values:
+            values[node] = math.inf  # until all of its parts are counted: for one that has itself among them
+            pairs = isinstance(node, yaml.MappingNode)
+            parts = itertools.chain.from_iterable(node.value) if pairs else node.value
+            values[node] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(count, parts)))
+        return values[node]
+
+    if "*" in text and count(yaml.compose(text, yaml.SafeLoader)) > _MOST_VALUES:
+        raise ValueError(f"with its aliases written out, it has more than {_MOST_VALUES:,} values; use fewer of them")
+    return text
 
 
 def _architecture(content: dict[str, Any], opts: Sequence[str]) -> str:
@@ -195,6 +250,12 @@ def _finish(cfg: CfgNode, opts: Sequence[str], datasets: Sequence[Sequence[str]]
     with _mistakes_in("the command line", cfg):
         cfg.merge_from_list(list(opts))
         cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *map(list, datasets)]
+    with _mistakes_in("the config"):
+        for key, value in flat(cfg).items():
+            if value is None and key not in _NULLABLE:
+                raise ValueError(f"{key} is null; give it a value, or leave it out")
+            if type(value) is int and abs(value) >= 2**63:
+                raise ValueError(f"{key} is {value:.3g}, beyond PyTorch's numbers; correct it")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -229,6 +290,8 @@ def _mistakes_in(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
     """Turn what yacs and YAML raise into a UserError that names the source, and keys of ``cfg`` for an unknown one."""
     try:
         yield
+    except RecursionError:
+        raise UserError(f"{source}: groups within groups, deeper than any config has; write it flatter") from None
     except (KeyError, AssertionError, AttributeError, TypeError, ValueError, yaml.YAMLError, OSError) as e:
         message = str(e).strip("'\"")
         if isinstance(e, (AttributeError, TypeError)):

@@ -12,6 +12,8 @@ from .errors import UserError
 from .files import whole_or_not_at_all
 
 RANGES = (1, 255, 65535)
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**30)
+"""Of an image: Pillow refuses larger ones as decompression bombs."""
 VOID = 255  # the label of PASCAL VOC for what is not annotated
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from msgspec import Struct
 from tqdm import tqdm
 
 from .config import changed
@@ -16,10 +17,24 @@ from .engine.launch import gather, on_main_process
 from .errors import UserError
 from .files import digest, named_errors, only_writer, write_text
 from .interruption import Interrupted, check_interrupted
+from .schema import check
 
 FILE = "progress.jsonl"
+WAY_OUT = "begin anew with --overwrite instead of --resume"
 
 logger = logging.getLogger(__name__)
+
+
+class _Done(Struct):
+    """What a line has of an item, of images perhaps with what results they gave."""
+
+    item: str
+    inputs: dict[str, tuple[int, int, str]]
+    coarse: list[dict[str, Any]] = []
+    refined: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    size: dict[str, int] = {}
+    unusable: list[str] = []
 
 
 class Item(NamedTuple):
@@ -96,8 +111,8 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         if resume and path.is_file():
             lines = [line for part in (path, *parts) for line in _complete_lines(part)]
         known, *entries = lines or [about]
-        if not isinstance(known, dict) or not all(map(_is_entry, entries)):
-            raise UserError(f"{path} is damaged; begin anew with --overwrite instead of --resume")
+        check(known, dict[str, Any], f"the first line of {path}", WAY_OUT)
+        check(entries, list[_Done], path, WAY_OUT)
         changed = [key for key in about | known if about.get(key) != known.get(key)]
         if changed:
             raise UserError(
@@ -212,14 +227,9 @@ def _stamp(path: str | Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _is_entry(line: Any) -> bool:
-    named = isinstance(line, dict) and isinstance(line.get("item"), str) and isinstance(line.get("inputs"), dict)
-    return named and all(isinstance(stamp, list) and len(stamp) == 3 for stamp in line["inputs"].values())
-
-
 def _complete_lines(path: Path) -> list[Any]:
     lines = []
-    with contextlib.suppress(ValueError):
-        for line in path.read_text().splitlines():
+    with contextlib.suppress(ValueError, RecursionError):
+        for line in path.read_bytes().splitlines():
             lines.append(json.loads(line))
     return lines

@@ -5,15 +5,24 @@ which is not its own.
 """
 
 import math
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from msgspec import Meta
 from pycocotools import mask as mask_util
 
+from .images import MOST_PIXELS
+from .schema import Number, find_fault
+
+Length = Annotated[int, Meta(ge=1, le=MOST_PIXELS)]
+"""Of a side of an image, in pixels."""
 Rle: TypeAlias = dict[str, Any]
 """Compressed: {"size": [H, W], "counts": str}."""
 
-FARTHEST = 1e6  # coordinate of a polygon in pixels; pycocotools takes memory for all of its way, and crashes with 1e9
+# pycocotools takes memory for all of an outline's way, and crashes where it is too long
+FARTHEST = 10  # sides of the image that a polygon may lie away from it
+LONGEST = 2**21  # pixels of the outlines of a mask, together
+_DIGITS = 7  # characters of a run: 2**35 pixels
 _MORE, _SIGN = 0x20, 0x10  # bits of a character: others of this number follow, and the number is negative
 
 
@@ -24,11 +33,10 @@ def check_mask(segmentation: Any, height: int, width: int) -> None:
         ValueError: for what is no mask, and RLE of another size; the message goes on after "annotation 3 ...".
     """
     if isinstance(segmentation, list):
-        for polygon in segmentation:
-            _check_polygon(polygon)
+        _check_polygons(segmentation, FARTHEST * max(height, width))
     elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         raise ValueError('has a segmentation that is neither an RLE with "size" and "counts" nor a list of polygons')
-    elif not isinstance(size := segmentation["size"], (list, tuple)) or list(size) != [height, width]:
+    elif find_fault(size := segmentation["size"], tuple[int, int]) or list(size) != [height, width]:
         raise ValueError(f"has the size {size} (height, width), but its image is {[height, width]}")
 
 
@@ -53,13 +61,23 @@ def to_rle(segmentation: Any, height: int, width: int) -> Rle:
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     runs = read_runs(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
+    if find_fault(runs, list[Annotated[int, Meta(ge=0)]]):
         raise ValueError("has counts that are neither a compressed RLE nor a list of run lengths")
+    if len(runs) > 2 * height * width + 1:
+        raise ValueError(f"has {len(runs)} runs, which is more than its image's {height * width} pixels have")
     if sum(runs) != height * width:
         raise ValueError(f"has runs of {sum(runs)} pixels; its image has {height * width}")
     if not isinstance(counts, str):
         counts = mask_util.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"].decode()
     return {"size": [height, width], "counts": counts}
+
+
+def read_rle(segmentation: Any) -> Rle:
+    """Convert an RLE of an image that is not at hand as :func:`to_rle` does, by the size that it has itself."""
+    size: Any = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if find_fault(size, tuple[Length, Length]) or math.prod(size) > MOST_PIXELS:
+        raise ValueError("has no mask as RLE, with a size of pixels")
+    return to_rle(segmentation, *size)
 
 
 def read_runs(counts: str) -> list[int]:
@@ -76,6 +94,8 @@ def read_runs(counts: str) -> list[int]:
             return [-1]
         number |= (bits & 0x1F) << shift
         shift += 5
+        if shift > 5 * _DIGITS:
+            return [-1]
         if bits & _MORE:
             continue
         if bits & _SIGN:
@@ -101,15 +121,21 @@ def decode(rle: Rle) -> np.ndarray:
     return mask_util.decode(rle).view(bool)
 
 
-def _check_polygon(polygon: Any) -> None:
-    if not isinstance(polygon, list):
+def _check_polygons(polygons: list[Any], farthest: float) -> None:
+    if find_fault(polygons, list[list[Any]]):
         raise ValueError("has a segmentation that is not a list of polygons [x, y, x, y, ...] of at least 3 points")
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError(f"has a polygon of {len(polygon)} coordinates, not [x, y, x, y, ...] of at least 3 points")
-    try:
-        # The sum is finite if there is no NaN, which no comparison would find
-        usable = math.isfinite(sum(polygon)) and max(map(abs, polygon)) <= FARTHEST
-    except (TypeError, OverflowError):
-        usable = False
-    if not usable:
-        raise ValueError(f"has a polygon whose coordinates are not all numbers of at most {FARTHEST:,.0f} pixels")
+    longest = 0.0
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"has a polygon of {len(polygon)} coordinates, not [x, y, x, y, ...] of at least 3 points")
+        if find_fault(polygon, list[Number]) or max(map(abs, polygon)) > farthest:
+            raise ValueError(
+                f"has a polygon whose coordinates are not all numbers of at most {farthest:,} pixels, {FARTHEST} times "
+                "the longer side of its image"
+            )
+        longest += len(polygon) * (max(polygon) - min(polygon))
+    if longest > LONGEST:  # perhaps: it would be, if each edge went from end to end
+        points = [np.reshape(polygon, (-1, 2)) for polygon in polygons]
+        length = sum(float(np.abs(p - np.roll(p, 1, axis=0)).max(axis=1).sum()) for p in points)
+        if length > LONGEST:
+            raise ValueError(f"has outlines of {length:,.0f} pixels, more than the {LONGEST:,} that a mask may have")

@@ -226,6 +226,17 @@ def test_bad_overrides_are_named(opts, message):
         load_cfg("", opts)
 
 
+def laughs(repeated):
+    """Names that each stand for the one before twice: 2**40 values."""
+    return "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {repeated.format(i - 1)}\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize("content", [laughs("[*a{0}, *a{0}]"), "a: " + "[" * 1500, "", "5", "- a", "MODEL: 3"])
+def test_a_bad_config_of_a_checkpoint(content):
+    with pytest.raises(UserError, match="^bad.pth: "):
+        parse_cfg(content, "bad.pth")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -237,6 +248,22 @@ def test_bad_overrides_are_named(opts, message):
         ("- a\n", "bad.yaml"),
         ("", "bad.yaml"),
         ("MODEL: 3\n", "bad.yaml"),
+        ("# nothing\n", "bad.yaml: it holds what is not keys and values"),
+        ("5\n", "bad.yaml: it holds what is not keys and values"),
+        ("1: 2\n", "bad.yaml: it does not hold keys, which are words"),
+        ("_BASE_: bad.yaml\n", "bad.yaml: _BASE_ leads to more than 32 files, such as .*bad.yaml"),
+        ("_BASE_: [bad.yaml, bad.yaml]\n", "bad.yaml: _BASE_ leads to more than 32 files"),
+        ("_BASE_: 3\n", "bad.yaml: it holds what is not keys and values"),
+        ("MODEL: " + "[" * 1500, "bad.yaml: groups within groups, deeper than any config"),
+        ("".join(" " * i + "a:\n" for i in range(400)), "bad.yaml: groups within groups, deeper than any config"),
+        (laughs("[*a{0}, *a{0}]"), "bad.yaml: with its aliases written out, it has more than 32,768 values"),
+        (laughs("{{<<: [*a{0}, *a{0}]}}"), "bad.yaml: with its aliases written out"),
+        ("a: &a [*a]\n", "bad.yaml: with its aliases written out"),
+        ("x: " + "y" * 300_000, "bad.yaml: it has more than 131,072 characters"),
+        ("MODEL:\n  DEVICE: null\n", "MODEL.DEVICE is null"),
+        ("SOLVER:\n  MAX_ITER: " + "9" * 30, "MAX_ITER is 1e\\+30, beyond"),
+        ("SOLVER:\n  MAX_ITER: 0b" + "1" * 100_000, "digits"),
+        ("DATASETS:\n  TRAIN: [2001-01-01]\n", "date"),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, message):

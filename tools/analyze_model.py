@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
 from airm import Refiner
 from airm.cost import num_parameters, pass_cost, single_pass_cost
@@ -36,6 +35,7 @@ from measuring import AIRM_CONFIGS, CONFIGS, PATCHDCT_CONFIGS
 from patchdct.mask_network import mask_branch_cost
 from pixelmask.cli import add_import, bounded, import_code, positive, print_table, run
 from pixelmask.config import load_cfgs
+from pixelmask.engine.build import build_model
 from pixelmask.errors import UserError
 from pixelmask.files import write_json
 from reproduction.tables import load_tables

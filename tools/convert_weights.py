@@ -8,7 +8,7 @@
 Of Swin: what its authors publish, with or without Detectron2's prefix backbone.bottom_up., and detectors with a Swin
 backbone under the published names. Of the Mix Transformer: what SegFormer's authors publish (mit_b*.pth), Hugging
 Face's nvidia/mit-b* (pytorch_model.bin, and model.safetensors where the safetensors package is installed), and whole
-SegFormers in either form. MODEL.WEIGHTS takes all of them as they are, but for .safetensors; this tells beforehand
+SegFormers in either form. MODEL.WEIGHTS takes all of them as they are; this tells beforehand
 which variant a file holds, whether it is complete, and what becomes of each of its tensors.
 
 With --half: the checkpoint of a training (its file or folder) as a file to hand on, which says what it is of. It has

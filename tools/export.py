@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
 from airm.exported import RefinementStep, check_refiner, export_refiner
 from patchdct.mask_network import MaskNetwork, check_mask_branch, export_mask_branch
 from pixelmask.checkpoint.checkpointer import load_trained
 from pixelmask.cli import add_import, import_code, positive, run
 from pixelmask.config import load_cfg
+from pixelmask.engine.build import build_model
 from pixelmask.errors import UserError
 from pixelmask.export import TOLERANCE, ExportedFile, check_output, need
 

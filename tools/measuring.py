@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from airm.cost import DrawnMaskPass, draw_mask
 from patchdct.mask_network import MaskNetwork
 from pixelmask.config import fitting, load_cfg
+from pixelmask.engine.build import build_model
 from pixelmask.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -8,20 +8,20 @@ annotated (not_exhaustive_category_ids).
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from msgspec import Struct
 
 from pixelmask.data.coco_file import find_faults
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
 from pixelmask.files import read_json
+from pixelmask.schema import Int64, Number, find_fault
 
 VERSIONS = ("v0.5", "v1")
 #: How cocofied files are made
 COMMAND = "python datasets/prepare_lvis_cocofied.py"
-_LISTS_OF_IMAGE = ("neg_category_ids", "not_exhaustive_category_ids")
-_FREQUENCIES = ("r", "c", "f")
 
 # Which category of LVIS is which of COCO's 80: the one whose synset stands beside the COCO name here. LVIS calls its
 # categories by other names from release to release ("baby", then "person"), but their synsets stay. It is the
@@ -98,17 +98,41 @@ def read_cocofied(path: Path | str) -> dict[str, Any]:
 
 def _find_faults(content: dict[str, Any]) -> Iterator[str]:
     """Describe what a COCO file lacks to be one of LVIS."""
+    fault = find_fault(content, _Lvis, _WANTED)
+    if fault:
+        yield fault
     ids = {category["id"] for category in content["categories"]}
     for image in content["images"]:
         for key in _LISTS_OF_IMAGE:
-            listed = image.get(key)
-            if not isinstance(listed, list):
-                yield f"image {image['id']} has no list of {key}, which COCO's own files do not have either"
-            elif not ids.issuperset(listed):
+            if not ids.issuperset(image[key]):
                 yield f"image {image['id']} has {key} that are no category's"
-    for category in content["categories"]:
-        if category.get("frequency") not in _FREQUENCIES or not isinstance(category.get("synset"), str):
-            yield f"category {category['id']} has no synset, or no frequency of {', '.join(_FREQUENCIES)}"
     for annotation in content["annotations"]:
-        if not annotation.get("segmentation") or not isinstance(annotation.get("area"), (int, float)):
-            yield f"annotation {annotation['id']} has no mask, or no area"
+        if not annotation.get("segmentation"):
+            yield f"annotation {annotation['id']} has no mask"
+
+
+class _Image(Struct):
+    neg_category_ids: list[Int64]
+    not_exhaustive_category_ids: list[Int64]
+
+
+class _Category(Struct):
+    synset: str
+    frequency: Literal["r", "c", "f"]
+
+
+class _Annotation(Struct):
+    area: Number
+
+
+class _Lvis(Struct):
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Annotation]
+
+
+_LISTS_OF_IMAGE = _Image.__struct_fields__
+_WANTED = {
+    **dict.fromkeys(_LISTS_OF_IMAGE, "a list of categories' ids, which COCO's own files do not have either"),
+    "frequency": "one of r, c, f",
+}

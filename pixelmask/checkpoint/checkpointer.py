@@ -76,10 +76,10 @@ class _SafeReader(Checkpointer):
 class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
     """:class:`DetectionCheckpointer` for which checkpoints are data: loading one never runs code from it.
 
-    ``.pth`` and ``.pyth`` files are read with ``weights_only``, ``.pkl`` files (Detectron2's and Caffe2's model zoos)
-    by an unpickler that knows numpy arrays and Python's containers only. What cannot be read so, holds NaN, or fits
-    the model nowhere, ends in a :class:`UserError`; a part that does not fit (another number of classes) is named in
-    the log and skipped, as in Detectron2. ``load_report`` says what the last checkpoint filled.
+    ``.pth``, ``.pyth`` and ``.pkl`` files (Detectron2's and Caffe2's model zoos) are read by an unpickler that knows
+    tensors, arrays and Python's containers only, ``.safetensors`` by their own library. What cannot be read so, holds
+    NaN, or fits the model nowhere, ends in a :class:`UserError`; a part that does not fit (another number of classes)
+    is named in the log and skipped, as in Detectron2. ``load_report`` says what the last checkpoint filled.
 
     A model, or a module of it such as a backbone, may have a method ``adapt_checkpoint``: from a checkpoint's tensors
     by name, and the module's prefix in the model, to tensors under the model's names. It leaves alone what it does not
@@ -123,18 +123,37 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
         """
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=False)
-        last = self.get_checkpoint_file()
-        others = sorted(set(self.get_all_checkpoint_files()) - {last}, key=os.path.getmtime, reverse=True)
-        for candidate in [last, *others]:
+        candidates = sorted(self.get_all_checkpoint_files(), key=os.path.getmtime, reverse=True)
+        try:
+            last = self.get_checkpoint_file()
+            candidates = [last, *(candidate for candidate in candidates if candidate != last)]
+        except UnreadableCheckpoint as e:
+            logger.warning("%s", e)
+        for candidate in candidates:
             try:
                 return self.load(candidate)
             except UnreadableCheckpoint as e:
                 logger.warning("Cannot resume from the last checkpoint: %s", e)
         raise UserError(f"no checkpoint in {self.save_dir} can be read; train without --resume to start again")
 
+    def get_checkpoint_file(self) -> str:
+        """Return the file of save_dir that its ``last_checkpoint`` names.
+
+        Raises:
+            UnreadableCheckpoint: if it names none.
+        """
+        with contextlib.suppress(UnicodeDecodeError):
+            path = super().get_checkpoint_file()
+            name = os.path.basename(path)
+            if path == os.path.join(self.save_dir, name) and 0 < len(name) < 256 and "\0" not in name:
+                return path
+        raise UnreadableCheckpoint(
+            f"{self.save_dir}/last_checkpoint does not name a file beside it; write the name of a checkpoint into it"
+        )
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            loaded = _from_model_zoo(by_name(filename, read_pickle(filename)))
+            loaded = _from_model_zoo(filename, by_name(filename, read_pickle(filename)))
         elif filename.endswith(".pyth"):
             state = by_name(filename, by_name(filename, read_torch(filename)).get("model_state"))
             state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
@@ -196,11 +215,12 @@ def _way_out(name: str) -> str:
     return f", or train that model first: {folder} is what the config {os.path.basename(folder)}.yaml writes"
 
 
-def _from_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
+def _from_model_zoo(filename: str, data: dict[str, Any]) -> dict[str, Any]:
     """Detectron2's .pkl files name an author; Caffe2's are the weights, or have them under "blobs", with momenta."""
     if "model" in data and "__author__" in data:
         return data
-    weights = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
+    blobs = by_name(filename, data.get("blobs", data))
+    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 

@@ -1,104 +1,129 @@
 """Reading checkpoint files as data: tensors, arrays and plain values, never code."""
 
-import pickle
-import re
+import contextlib
+import io
+import mmap
+import struct
 import zipfile
-from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..errors import UserError
+from .unpickling import DataUnpickler, ForbiddenError, UnreadableCheckpoint
 
-
-class UnreadableCheckpoint(UserError):
-    """A checkpoint file that is missing, damaged, of another format, or that would run code."""
-
-
-# What pickled numpy arrays and scalars are rebuilt by, under the names that numpy 1 and 2 give it
-_NUMPY: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{
-        (f"{core}.{module}", name): function
-        for core in ("numpy.core", "numpy._core")
-        for module, name, function in (
-            ("multiarray", "_reconstruct", np.empty(0).__reduce__()[0]),
-            ("multiarray", "scalar", np.float64(0).__reduce__()[0]),
-            ("numeric", "_frombuffer", np.empty(0).__reduce_ex__(5)[0]),
-        )
-    },
-}
-_NUMBER_TYPES = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"]
+_OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001  # before PyTorch 1.6
 
 
 def read_torch(filename: str) -> Any:
-    """Read what ``torch.save`` wrote, tensors on the CPU.
+    """Read what ``torch.save`` wrote, or a .safetensors file; tensors on the CPU.
 
     Raises:
-        UnreadableCheckpoint: if the file is damaged, of another format, or would run code.
+        UnreadableCheckpoint: if the file is damaged, of another format, or would run code or become larger than it is.
     """
     if filename.endswith(".safetensors"):
-        raise UnreadableCheckpoint(
-            f"{filename} is of a format that is not read here; take the pytorch_model.bin beside it, or convert it "
-            "(tools/convert_weights.py for Mix Transformers)"
-        )
-    with open(filename, "rb") as f:
+        return _read_safetensors(filename)
+    with _whatever_it_holds(filename), open(filename, "rb") as f:
         head = f.read(16)
-    if not head.startswith((b"PK", b"\x80")):
-        found = f"starts with {head!r}" if head else "is empty"
-        raise UnreadableCheckpoint(f"{filename} is not a checkpoint: it {found}")
-    if head.startswith(b"PK") and not zipfile.is_zipfile(filename):
-        raise UnreadableCheckpoint(f"checkpoint {filename} is truncated; copy or download it again")
-    numpy: list[Any] = [(value, ".".join(name)) for name, value in _NUMPY.items()]
-    try:
-        # Training states hold numpy's scalars now and then
-        with torch.serialization.safe_globals(numpy + _NUMBER_TYPES):
-            return torch.load(filename, map_location="cpu", weights_only=True)
-    except Exception as e:  # whatever a damaged file makes the reader stumble over
-        forbidden = re.search(r"GLOBAL (\S+)", str(e))
-        if forbidden:
-            raise _refusal(filename, forbidden[1]) from None
-        raise UnreadableCheckpoint(f"cannot read checkpoint {filename}: {_reason(e)}") from e
+        if not head.startswith((b"PK", b"\x80")):
+            found = f"starts with {head!r}" if head else "is empty"
+            raise UnreadableCheckpoint(f"{filename} is not a checkpoint: it {found}")
+        if head.startswith(b"\x80"):
+            with _mapped(filename) as content:
+                return _read_before_zip(content)
+        if not zipfile.is_zipfile(f):
+            raise UnreadableCheckpoint(f"checkpoint {filename} is truncated; copy or download it again")
+        with zipfile.ZipFile(f) as archive:
+            return _read_zip(archive, f.seek(0, io.SEEK_END))
 
 
 def read_pickle(filename: str) -> Any:
     """Read a pickle of numpy arrays; raises as :func:`read_torch` does."""
+    with _whatever_it_holds(filename), _mapped(filename) as content:
+        return DataUnpickler(content, len(content)).load()
+
+
+@contextlib.contextmanager
+def _mapped(filename: str) -> Iterator[mmap.mmap]:
+    """A file of which reading more than there is takes no memory."""
+    with open(filename, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
+
+
+def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
+    entries, names = archive.infolist(), archive.namelist()
+    sizes = sum(max(entry.file_size, entry.compress_size) for entry in entries)
+    if sizes > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, or its parts are larger than it is; unpack it, and save it with torch.save")
+    root = next(name for name in names if name.endswith("data.pkl")).removesuffix("data.pkl")
+    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+        raise ValueError("it is of a big-endian machine; save it again on one like this")
+    storages: dict[str, bytearray] = {}
+
+    def read_storage(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        name = f"{root}data/{key}"
+        if name not in storages:
+            storages[name] = bytearray(archive.read(name))
+        return _numbers(storages[name], dtype, numel)
+
+    with archive.open(f"{root}data.pkl") as f:
+        return DataUnpickler(io.BytesIO(f.read()), size, read_storage).load()
+
+
+def _read_before_zip(content: mmap.mmap) -> Any:
+    """Read pickles one after the other: of signs, of what was saved, of its storages' keys; and then these."""
+    size = left = len(content)
+    storages: dict[str, bytearray] = {}
+
+    def read_storage(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        nonlocal left
+        if key not in storages:
+            left -= numel * dtype.itemsize
+            if left < 0:
+                raise ValueError(f"its storages are more than its {size} bytes")
+            storages[key] = bytearray(numel * dtype.itemsize)
+        return _numbers(storages[key], dtype, numel)
+
+    magic, version, _, loaded, keys = (DataUnpickler(content, size, read_storage).load() for _ in range(5))
+    if (magic, version) != (_OLD_MAGIC, _OLD_VERSION):
+        raise ValueError("it is no file of PyTorch")
+    for key in keys:
+        storage = memoryview(storages.pop(key))
+        content.seek(struct.calcsize("<q"), io.SEEK_CUR)  # its length, which the pickle has too
+        storage[:] = content.read(len(storage))
+    if storages:
+        raise ValueError(f"it lacks the storage {next(iter(storages))}")
+    return loaded
+
+
+def _numbers(storage: bytearray, dtype: torch.dtype, numel: int) -> Tensor:
+    return torch.frombuffer(storage, dtype=dtype, count=numel) if numel else torch.empty(0, dtype=dtype)
+
+
+def _read_safetensors(filename: str) -> dict[str, Tensor]:
     try:
-        with open(filename, "rb") as f:
-            return _DataUnpickler(f, encoding="latin1").load()  # Python 2 wrote the older files
-    except _ForbiddenError as e:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UnreadableCheckpoint(
+            f"to read {filename}, pip install safetensors; or take the pytorch_model.bin beside it"
+        ) from None
+    with _whatever_it_holds(filename):
+        return load_file(filename)
+
+
+@contextlib.contextmanager
+def _whatever_it_holds(filename: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes its reader stumble over into an error that names the file."""
+    try:
+        yield
+    except UnreadableCheckpoint:
+        raise
+    except ForbiddenError as e:
         raise _refusal(filename, str(e)) from None
-    except Exception as e:  # whatever a damaged file makes the reader stumble over
+    except Exception as e:
         raise UnreadableCheckpoint(f"cannot read checkpoint {filename}: {_reason(e)}") from e
-
-
-class _ForbiddenError(Exception):
-    """The full name of what a pickle wants to call."""
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Stand in for ``codecs.encode`` in the one use that pickles of bytes make of it."""
-    if encoding != "latin1":
-        raise _ForbiddenError(f"_codecs.encode with {encoding}")
-    return text.encode("latin1")
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Unpickler of numpy arrays and scalars in Python's containers."""
-
-    _ALLOWED: dict[tuple[str, str], Any] = {
-        **_NUMPY,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): _encode_latin1,
-        **{(m, c.__name__): c for m in ("builtins", "__builtin__") for c in (set, frozenset, bytearray, complex)},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise _ForbiddenError(f"{module}.{name}")
-        return self._ALLOWED[module, name]
 
 
 def _refusal(filename: str, name: str) -> UnreadableCheckpoint:
@@ -116,7 +141,7 @@ def by_name(filename: str, data: Any) -> dict[str, Any]:
     """
     if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
         raise UnreadableCheckpoint(f"{filename} is not a checkpoint of this program: it holds no tensors by name")
-    return data
+    return dict(data)
 
 
 def _reason(error: Exception) -> str:

@@ -167,13 +167,4 @@ def read_published(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"no file {path}; give the weights that were downloaded (tools/README.md says where)")
-    if path.suffix != ".safetensors":
-        return unwrap(by_name(str(path), read_torch(str(path))))
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"to read {path}, pip install safetensors; or take the pytorch_model.bin beside it") from None
-    try:
-        return load_file(path)
-    except Exception as e:  # whatever a damaged file makes the library raise
-        raise UserError(f"cannot read {path}: {e}") from None
+    return unwrap(by_name(str(path), read_torch(str(path))))

@@ -3,16 +3,35 @@
 Each reader says what it cannot do without; what others write beyond that is no fault.
 """
 
-import math
+import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
 
 from ..errors import UserError
 from ..files import read_json
-from ..rle import check_mask, to_rle
+from ..images import MOST_PIXELS
+from ..rle import Length, check_mask, to_rle
+from ..schema import Id, Int64, Number, find_fault
+
+_Name = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\0]*$")]
+_Box = Annotated[list[Number], Meta(min_length=4, max_length=4)]
+_WANTED = {
+    **dict.fromkeys(("images", "categories", "annotations"), "a list of objects, of at least one image and category"),
+    **dict.fromkeys(("height", "width"), "a whole number of pixels"),
+    "bbox": "four numbers: left, top, width, height",
+    "file_name": "the path of a file",
+    "iscrowd": "0 or 1",
+}
+
+
+def in_order(number: Any) -> tuple[bool, Any]:
+    """Sort ids: numbers, and then texts."""
+    return isinstance(number, str), number
 
 
 @dataclass(frozen=True)
@@ -22,14 +41,14 @@ class CocoFile:
     path: str
     content: dict[str, Any]
 
-    @cached_property
+    @functools.cached_property
     def images(self) -> dict[str, dict[str, Any]]:
         """By their ids as text: some tools write numbers as strings."""
         return {str(image["id"]): image for image in self.content["images"]}
 
-    @cached_property
+    @functools.cached_property
     def category_ids(self) -> list[Any]:
-        return sorted(category["id"] for category in self.content.get("categories", ()))
+        return sorted((category["id"] for category in self.content.get("categories", ())), key=in_order)
 
 
 def find_faults(
@@ -54,68 +73,73 @@ def find_faults(
     if not isinstance(content, dict):
         yield f"it holds a {type(content).__name__} (perhaps it has results?), not images, annotations and categories"
         return
-    lists = ("images", "categories", "annotations")
-    for key in (*required, *(["categories"] if "annotations" in content else [])):
-        if key not in content:
-            yield f"it has no {key!r}"
-    for key in (key for key in lists if key in content):
-        if not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
-            yield f"its {key!r} are not a list of objects"
-        elif not content[key] and key in required and key != "annotations":
-            yield f"its list of {key!r} is empty"
-        else:
-            yield from _id_faults(key, [entry.get("id") for entry in content[key]], integer_ids)
-    for image in content["images"]:
-        if file_names and not isinstance(image.get("file_name"), str):
-            yield f"image {image['id']} has no file_name"
-        if not all(isinstance(image.get(side), (int, float)) and image[side] > 0 for side in ("height", "width")):
-            yield f"image {image['id']} has no height and width in pixels"
-    for category in content.get("categories", ()):
-        if not isinstance(category.get("name"), str):
-            yield f"category {category['id']} has no name"
+    required = (*required, *(["categories"] if "annotations" in content else []))
+    yield from (f"it has no {key!r}" for key in required if key not in content)
+    fault = find_fault(content, _schema(frozenset(required), integer_ids, file_names, boxes), _WANTED)
+    if fault:
+        yield fault
+        return
+    for key in ("images", "categories", "annotations"):
+        if integer_ids or key == "images":
+            yield from (
+                f"the id {number} comes twice in its {key!r}" for number in _repeated(content.get(key, ()), "id")
+            )
+    for name in _repeated(content.get("categories", ()), "name"):
+        yield f"two of its 'categories' have the name {name!r}; give each its own, or merge them"
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for number, (height, width) in sizes.items():
+        if height * width > MOST_PIXELS:
+            yield f"image {number} has {height} x {width} pixels, more than the {MOST_PIXELS:,} that are read"
     categories = {category["id"] for category in content.get("categories", ())}
     for annotation in content.get("annotations", ()):
         for fault in _annotation_faults(annotation, sizes, categories, boxes, masks):
             yield f"annotation {annotation['id']} {fault}"
 
 
-def _id_faults(key: str, ids: Sequence[Any], integer_ids: bool) -> Iterator[str]:
-    kinds, wanted = (int, "an integer") if integer_ids else ((int, float, str), "a number or string")
-    seen = set()
-    for number in ids:
-        if not isinstance(number, kinds):
-            yield f"an id of its {key!r} is {number!r}, not {wanted}"
-        elif str(number) in seen and (integer_ids or key == "images"):
-            yield f"the id {number} comes twice in its {key!r}"
-        seen.add(str(number))
+@functools.cache
+def _schema(required: frozenset[str], integer_ids: bool, file_names: bool, boxes: bool) -> type[Struct]:
+    """Return what an annotation file is to hold, see :func:`find_faults`; every field that anybody reads is in it."""
+    number = Int64 if integer_ids else Id
+    image = defstruct(
+        "Image",
+        [("id", number), ("height", Length), ("width", Length), *([("file_name", _Name)] if file_names else [])],
+    )
+    category = defstruct("Category", [("id", number), ("name", str)])
+    fields: list[Any] = [("id", number), ("image_id", number), ("category_id", number)]
+    fields += [("bbox", _Box)] if boxes else []
+    fields += [("area", Number | UnsetType, UNSET), ("iscrowd", int | bool | UnsetType, UNSET)]
+    fields += [("keypoints", list[Number] | None, None)]
+    annotation = defstruct("Annotation", fields)
+    lists: dict[str, Any] = {"images": image, "categories": category, "annotations": annotation}
+    keys = []
+    for key, entry in lists.items():
+        several: Any = Annotated[list[entry], Meta(min_length=int(key in required and key != "annotations"))]  # type: ignore[valid-type]
+        keys.append((key, several) if key in required else (key, several | UnsetType, UNSET))
+    return defstruct("CocoFile", keys, kw_only=True)
+
+
+def _repeated(entries: Sequence[dict[str, Any]], key: str) -> Iterator[Any]:
+    counts = Counter(str(entry[key]) for entry in entries)
+    return (value for value, number in counts.items() if number > 1)
 
 
 def _annotation_faults(
     annotation: dict[str, Any], sizes: dict[Any, tuple[int, int]], categories: set[Any], boxes: bool, masks: bool
 ) -> Iterator[str]:
     for key, known in (("image_id", sizes), ("category_id", categories)):
-        if annotation.get(key) not in known:
-            yield f"has the {key} {annotation.get(key)!r}, which is no {'image' if known is sizes else 'category'}'s"
+        if annotation[key] not in known:
+            yield f"has the {key} {annotation[key]!r}, which is no {'image' if known is sizes else 'category'}'s"
     if boxes and annotation.get("ignore", 0):
         yield "is marked 'ignore', which Detectron2 does not support; 'iscrowd' is ignored in evaluation"
-    box = annotation.get("bbox")
-    if boxes and not is_box(box):
-        yield f"has the bbox {box}, not four numbers: left, top, width, height"
-    if masks and not annotation.get("segmentation"):
+    segmentation = annotation.get("segmentation", [])
+    if masks and not segmentation:
         yield "has no mask; take out all annotations if the file is to name images only"
-    try:
-        (to_rle if masks else check_mask)(annotation.get("segmentation", []), *sizes[annotation["image_id"]])
+    try:  # polygons that are well formed have a mask
+        (to_rle if masks or isinstance(segmentation, dict) else check_mask)(
+            segmentation, *sizes[annotation["image_id"]]
+        )
     except ValueError as e:
         yield str(e)
-
-
-def is_box(box: Any) -> bool:
-    """Tell whether something is a list of four finite numbers."""
-    try:
-        return isinstance(box, list) and len(box) == 4 and math.isfinite(sum(box))
-    except TypeError:
-        return False
 
 
 def read_coco(path: str | Path, **wanted: Any) -> dict[str, Any]:
@@ -129,6 +153,15 @@ def read_coco(path: str | Path, **wanted: Any) -> dict[str, Any]:
     if fault:
         raise UserError(f"{path} is not a COCO annotation file: {fault}")
     return content
+
+
+class _Result(Struct):
+    image_id: Id
+    segmentation: Any = UNSET  # what is wrong with one is said where it is read, and the others are used
+    category_id: Id | UnsetType = UNSET
+    bbox: _Box | UnsetType = UNSET
+    score: Number | UnsetType = UNSET
+    iscrowd: int | bool | UnsetType = UNSET
 
 
 def read_results(path: str | Path, truth: CocoFile | None = None, boxes: bool = False) -> list[dict[str, Any]]:
@@ -147,16 +180,12 @@ def read_results(path: str | Path, truth: CocoFile | None = None, boxes: bool = 
         keys = isinstance(content, dict) and "annotations" in content
         hint = '. It seems to be an annotation file, whose "annotations" are such a list' if keys else ""
         raise UserError(f"{path} does not hold COCO results, a list of objects, but a {type(content).__name__}{hint}")
+    fault = find_fault(content, list[_Result], _WANTED, "result")
+    if fault:
+        raise UserError(f"{path} does not hold COCO results: {fault}")
     for i, result in enumerate(content):
-        if not isinstance(result, dict) or "image_id" not in result:
-            raise UserError(f'{path} does not hold COCO results: result {i} is no object with an "image_id"')
         if "segmentation" not in result and not (boxes and "bbox" in result):
             raise UserError(f'{path}: result {i} has no "segmentation"{"" if boxes else "; a box alone is no mask"}')
-        if "bbox" in result and boxes and not is_box(result["bbox"]):
-            raise UserError(f"{path}: result {i} has the bbox {result['bbox']}, which is not four numbers")
-        score = result.get("score", 1)
-        if not isinstance(score, (int, float)) or score != score:  # NaN has no place in the order of scores
-            raise UserError(f"{path}: result {i} has the score {score!r}, which is no number")
     if truth is not None:
         check_results(content, truth, str(path))
     return content

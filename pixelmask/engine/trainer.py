@@ -22,6 +22,7 @@ from ..config import changed
 from ..errors import UserError
 from ..files import write_json
 from ..interruption import Interrupted, check_interrupted, signals_wait, stay_with_parent, was_interrupted
+from .build import build_model
 from .compat import StatefulTrainer, replaced
 from .optimizer import build_optimizer
 from .pictures import Mapper, PredictionPictures, random_numbers_kept
@@ -154,6 +155,12 @@ class BaseTrainer(StatefulTrainer):
         has_masks = getattr(getattr(model, "roi_heads", None), "mask_on", True)
         period = cfg.VIS_PERIOD if has_masks else 0
         return PredictionPictures(model, name, cls.build_mapper(cfg, is_train=False), cls.draw_prediction, period)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

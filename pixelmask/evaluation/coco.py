@@ -8,6 +8,7 @@ from detectron2.evaluation import COCOEvaluator
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as mask_util
 
+from ..data.coco_file import in_order
 from ..rle import to_rle
 from .boundary import DILATION_RATIO, rle_to_boundary
 from .submission import write_submission
@@ -150,7 +151,7 @@ class _GroundTruth(NamedTuple):
 
     @classmethod
     def of(cls, dataset: dict[str, Any]) -> "_GroundTruth":
-        images = sorted(dataset["images"], key=lambda image: image["id"])
+        images = sorted(dataset["images"], key=lambda image: in_order(image["id"]))
         numbers = {image["id"]: number for number, image in enumerate(images, start=1)}
         sizes = {image["id"]: (image["height"], image["width"]) for image in images}
         annotations = []
@@ -159,7 +160,8 @@ class _GroundTruth(NamedTuple):
             area = annotation["area"] if "area" in annotation else _area(annotation, *sizes[image_id])
             annotations.append({**annotation, "id": number, "image_id": numbers[image_id], "area": area})
         images = [{**image, "id": numbers[image["id"]]} for image in images]
-        return cls(COCO({**dataset, "images": images, "annotations": annotations}), numbers)
+        truth = {"images": images, "annotations": annotations, "categories": dataset["categories"], "info": {}}
+        return cls(COCO(truth), numbers)
 
 
 def _area(annotation: dict[str, Any], height: int, width: int) -> float:

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from ..config import load_cfg
 from ..errors import UserError
 from ..files import read_json
+from ..schema import check, find_fault
 
 # By task or other group of metrics, then by metric
 Metrics = dict[str, dict[str, float]]
@@ -52,13 +53,14 @@ def _by_data_set(content: Any, cfg: CfgNode, folder: Path) -> dict[str, Metrics]
     names = list(cfg.DATASETS.TEST)
     if len(names) == 1:
         content = {names[0]: content}
-    levels = [content, *content.values()] if isinstance(content, dict) else [content]
-    if not names or not all(isinstance(level, dict) for level in levels) or set(content) - set(names):
+    if not names or find_fault(content, dict[str, dict[str, Any]]) or set(content) - set(names):
         raise UserError(
             f"{folder / 'evaluation.json'} does not hold the metrics of the data sets that DATASETS.TEST of "
             f"{folder / 'config.yaml'} names: {', '.join(names)}; evaluate this run again"
         )
-    return {
+    found = {
         name: {group: metrics for group, metrics in tasks.items() if isinstance(metrics, dict)}
         for name, tasks in content.items()
     }
+    check(found, dict[str, dict[str, dict[str, float | None]]], folder / "evaluation.json", "evaluate this run again")
+    return found

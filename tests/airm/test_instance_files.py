@@ -71,7 +71,7 @@ def test_runs_are_those_of_pycocotools(seed):
         ([[1, 2, 3, 4, 5, 6, 7]], "at least 3 points"),
         ([[1, 2, 3, 4, 5, "x"]], "not all numbers"),
         ([[1, 2, 3, 4, 5, float("nan")]], "not all numbers"),
-        ([[1, 2, 3, 4, 5, 1e9]], "not all numbers of at most 1,000,000 pixels"),
+        ([[1, 2, 3, 4, 5, 1e9]], "not all numbers of at most 520 pixels"),
     ],
 )
 def test_masks_that_cannot_be_used(segmentation, words):
@@ -85,10 +85,13 @@ def test_masks_that_cannot_be_used(segmentation, words):
     [
         ("{", "not valid JSON"),
         ('{"annotations": []}', "seems to be an annotation file"),
-        ("[3]", 'result 0 is no object with an "image_id"'),
+        ("[3]", "result 0 is 3, not an object"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', 'result 0 has no "segmentation"'),
         ('[{"image_id": 1, "segmentation": [], "score": "high"}]', "score 'high'"),
         ('[{"image_id": 1, "segmentation": [], "score": NaN}]', "score nan"),
+        ('[{"image_id": 1, "segmentation": [], "score": 1e400}]', "result 0 has the score inf, not a number"),
+        ('[{"image_id": [1], "segmentation": []}]', "result 0 has the image_id [1], not a whole number"),
+        ('[{"image_id": 1, "segmentation": [], "category_id": {}}]', "result 0 has the category_id {}, not"),
     ],
 )
 def test_results_that_cannot_be_used(tmp_path, content, words):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from safetensors.torch import save_file
 
 from airm.backbone.weights import VARIANTS
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
-from pixelmask.checkpoint.files import UnreadableCheckpoint
 from pixelmask.config import load_cfg
 from pixelmask.errors import UserError
 from tests.support.mit_reference import B1, TINY, hugging_face_shapes, published_shapes, random_state
@@ -210,7 +210,12 @@ def test_what_was_loaded_is_reported(tmp_path, tiny, caplog):
     assert f"Hugging Face form: {count} tensors loaded, 2 dropped, 0 missing, 0 unexpected, 0 of another" in caplog.text
 
 
-def test_safetensors_are_to_be_converted(tmp_path, tiny):
-    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(UnreadableCheckpoint, match=r"take the pytorch_model\.bin beside it, or convert it"):
-        load(tiny, tmp_path / "model.safetensors")
+def test_safetensors_are_loaded(tmp_path):
+    state = random_state(published_shapes(*TINY))
+    torch.save(state, tmp_path / "a.pth")
+    save_file(state, tmp_path / "a.safetensors")
+    models = [model_of(*TINY) for _ in range(2)]
+    for model, suffix in zip(models, (".pth", ".safetensors"), strict=True):
+        assert len(load(model, tmp_path / f"a{suffix}").matched) == len(published_shapes(*TINY)) - 2
+    a, b = (model.encoder.backbone.state_dict() for model in models)
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -156,3 +156,15 @@ def test_without_resume_the_given_weights_are_loaded(tmp_path):
     checkpointer.resume_or_load(path, resume=True)
     assert same_state(model, last)
     assert SafeCheckpointer(Model()).load("") == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\xfd", b"../other/model.pth", b"/model.pth", b"a\0b", b"m" * 300])
+def test_what_last_checkpoint_cannot_name(tmp_path, content):
+    trained, model = Model(), Model()
+    save(trained, tmp_path, "model_0000001", iteration=1)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    checkpointer = SafeCheckpointer(model, str(tmp_path))
+    with pytest.raises(UserError, match=rf"{tmp_path}/last_checkpoint does not name a file beside it; write"):
+        checkpointer.get_checkpoint_file()
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+    assert same_state(model, trained)

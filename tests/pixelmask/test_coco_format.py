@@ -133,6 +133,15 @@ ANNOTATION = ("annotations", 0)
 MASK = (*ANNOTATION, "segmentation")
 
 
+# Without COCO's bounds, 10,000 points of such a way take 3.5 GB
+ZIGZAG = [x for i in range(2000) for x in (300, i / 10, -300, i / 10)]
+LARGE = {"id": 3, "file_name": "deep/b.png", "height": 60_000, "width": 60_000}
+
+
+def rle(counts):
+    return {"size": [20, 30], "counts": counts}
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
@@ -141,21 +150,21 @@ MASK = (*ANNOTATION, "segmentation")
         ([{"image_id": 1, "score": 0.5}], "it holds a list"),
         (changed("images"), "it has no 'images'"),
         (changed("categories"), "it has no 'categories'"),
-        (changed("annotations", value={"a": 1}), "its 'annotations' are not a list of objects"),
-        (changed("images", value=[]), "its list of 'images' is empty"),
-        (changed("categories", value=[]), "its list of 'categories' is empty"),
+        (changed("annotations", value={"a": 1}), r"it has the annotations \{'a': 1\}, not a list of objects"),
+        (changed("images", value=[]), r"it has the images \[\], not a list of objects, of at least one"),
+        (changed("categories", value=[]), r"it has the categories \[\], not a list of objects, of at least one"),
         (changed("images", 0, "id", value=3), "the id 3 comes twice in its 'images'"),
-        (changed("images", 0, "id", value="3"), "an id of its 'images' is '3', not an integer"),
+        (changed("images", 0, "id", value="3"), "image 3 has the id '3', not a whole number"),
         (changed("categories", 0, "id", value=4), "the id 4 comes twice in its 'categories'"),
         (changed(*ANNOTATION, "id", value=5), "the id 5 comes twice in its 'annotations'"),
-        (changed(*ANNOTATION, "id"), "an id of its 'annotations' is None"),
+        (changed(*ANNOTATION, "id"), "entry 0 of its 'annotations' has no id"),
         (changed("images", 0, "file_name"), "image 7 has no file_name"),
-        (changed("images", 0, "width"), "image 7 has no height and width"),
+        (changed("images", 0, "width"), "image 7 has no width"),
         (changed("categories", 1, "name"), "category 4 has no name"),
         (changed(*ANNOTATION, "image_id", value=8), "annotation 1 has the image_id 8, which is no image's"),
         (changed(*ANNOTATION, "category_id", value=1), "annotation 1 has the category_id 1, which is no category's"),
         (changed(*ANNOTATION, "ignore", value=1), "annotation 1 is marked 'ignore'"),
-        (changed(*ANNOTATION, "bbox"), "annotation 1 has the bbox None, not four numbers"),
+        (changed(*ANNOTATION, "bbox"), "annotation 1 has no bbox"),
         (changed(*ANNOTATION, "bbox", value=[1, 2, 3]), "annotation 1 has the bbox .*, not four numbers"),
         (changed(*ANNOTATION, "bbox", value=[1, 2, 3, float("nan")]), "annotation 1 has the bbox .*nan"),
         (changed(*MASK, value=[SQUARE, SQUARE[:4]]), "annotation 1 has a polygon of 4 coord"),
@@ -164,6 +173,27 @@ MASK = (*ANNOTATION, "segmentation")
         (changed(*MASK, value=[["a"] * 6]), "annotation 1 has a polygon whose coord"),
         (changed(*MASK, value="x"), "annotation 1 has a segmentation that is neither"),
         (changed(*MASK, value={"size": [30, 20], "counts": "x"}), r"annotation 1 .* size .*\[20, 30\]"),
+        (changed(*MASK, value=rle("o" * 3_000_000)), "annotation 1 has counts that are neither"),
+        (changed(*MASK, value=rle([5, 5])), "annotation 1 has runs of 10 pixels; its image has 600"),
+        (changed(*MASK, value=rle([0] * 5000 + [600])), "annotation 1 has 5001 runs, which is more than"),
+        (changed(*MASK, value=[[*SQUARE, 1e9, 5]]), "annotation 1 has a polygon whose .* of at most 300 pixels"),
+        (changed(*MASK, value=[[float("inf")] * 6]), "annotation 1 has a polygon whose .* of at most 300 pixels"),
+        (changed(*MASK, value=[ZIGZAG]), "annotation 1 has outlines of 2,400,000 pixels, more than the 2,097,152"),
+        (changed(*MASK, value=[ZIGZAG[:4000], ZIGZAG[4000:]]), "annotation 1 has outlines of 2,400,000 pixels"),
+        (changed("images", 1, value=LARGE), "image 3 has 60000 x 60000 pixels, more than the 178,956,970 that are"),
+        (json.dumps(changed("images", 0, "height", value=0.5)).replace("0.5", "1e400"), "image 7 has the height inf"),
+        (changed("images", 0, "height", value=20.0), r"image 7 has the height 20\.0, not a whole number of pixels"),
+        (changed("images", 0, "id", value=2**64), "the id 18446744073709551616, not"),
+        (changed("images", 0, "id", value=True), "image True has the id True, not a whole number"),
+        (changed("images", 0, "file_name", value="a\0.png"), "image 7 has the file_name .*, not the path of a file"),
+        (changed("categories", 0, "name", value="car"), "two of its 'categories' have the name 'car'"),
+        (changed(*ANNOTATION, "image_id", value=[7]), r"annotation 1 has the image_id \[7\], not a whole number"),
+        (changed(*ANNOTATION, "iscrowd", value="no"), "annotation 1 has the iscrowd 'no', not 0 or 1"),
+        (changed(*ANNOTATION, "area", value={}), r"annotation 1 has the area \{\}, not a number"),
+        (changed(*ANNOTATION, "keypoints", value=7), "annotation 1 has the keypoints 7, not"),
+        (changed(*ANNOTATION, value=7), "entry 0 of its 'annotations' is 7, not an object"),
+        ("[" * 100_000, "is not valid JSON: .*recursion"),
+        ('{"images": ' + "9" * 5000 + "}", "is not valid JSON: .*digits"),
     ],
 )
 def test_faults_of_a_json(folder, content, fault):

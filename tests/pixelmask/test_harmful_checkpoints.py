@@ -1,6 +1,7 @@
 """Checkpoint files that hold code, are damaged, of something else, or of a training that diverged."""
 
 import builtins
+import json
 import pickle
 import zipfile
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer, UnreadableCheckpoint
-from pixelmask.checkpoint.files import check_tensors
+from pixelmask.checkpoint.files import by_name, check_tensors, read_pickle, read_torch
 from tests.support.checkpoints import Model, save, write_old_torch, write_pickle, write_torch
 
 
@@ -59,6 +60,142 @@ def test_only_the_harmless_use_of_codecs(tmp_path):
         SafeCheckpointer(Model()).load(str(path))
 
 
+def read(path, content):
+    path.write_bytes(content)
+    return (read_pickle if path.suffix == ".pkl" else read_torch)(str(path))
+
+
+# dtype("f8"), and a state by which its eight bytes are the address of an object
+POINTERS = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f8I00\nI01\ntR(K\x03X\x01\x00\x00\x00<NX\x01\x00\x00\x00a\x85"
+POINTERS += b"}X\x01\x00\x00\x00acnumpy\ndtype\n(X\x02\x00\x00\x00O8I00\nI01\ntRK\x00\x86sK\x08K\x08K?tb"
+OBJECTS = b"cnumpy\ndtype\n(X\x02\x00\x00\x00O8I00\nI01\ntR"
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+@pytest.mark.parametrize(("dtype", "called"), [(POINTERS, r"numpy\.dtype\('O8'\)"), (OBJECTS, r"numpy\.dtype\('O8'\)")])
+def test_no_bytes_become_pointers(tmp_path, suffix, dtype, called):
+    array = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    state = b"(K\x01K\x01\x85" + dtype + b"I00\nC\x08" + b"\x41" * 8 + b"tb"
+    content = b"\x80\x02}X\x01\x00\x00\x00w" + array + state + b"s."
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pth":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", content)
+        content = path.read_bytes()
+    with pytest.raises(UnreadableCheckpoint, match=called):
+        read(path, content)
+
+
+def test_a_state_cannot_stand_in_for_what_a_dict_does(tmp_path):
+    """``state.items()`` would call what the file says."""
+    loaded = read(tmp_path / "a.pkl", b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x05sb.")
+    assert by_name("a.pkl", loaded) == {} and list(loaded.items()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04Nr\xff\xff\xff\xff",  # the four thousand millionth entry of the memo
+        b"\x80\x05\x96" + (2**45).to_bytes(8, "little") + b".",  # a bytearray of 32 TiB
+        b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",  # one of 2 GiB
+        b"\x80\x04\x8e" + (2**45).to_bytes(8, "little") + b".",
+        b"\x80\x02}()" + b"\x85" * 1_000_000 + b"K\x00u.",  # tuples in tuples, whose hash is asked for
+        # 100 kB, 2,000 times
+        b"\x80\x03B" + (10**5).to_bytes(4, "little") + b"x" * 10**5 + b"q\x000"
+        + b"cbuiltins\nbytearray\nq\x01h\x00\x85R" + b"h\x01h\x00\x85R" * 2000 + b".",
+        b"\x80\x02(cbuiltins\nset\nNo.",  # made as an object, and uncounted
+        b"\x80\x02cbuiltins\nbytearray\nC\x04abcd\x85RK\x00K\x00s.",  # filled as if it were a dict
+        b"\x80\x04}(K\x01\x90.",  # as if it were a set
+    ],
+    ids=["memo", "bytearray", "called", "bytes", "tuples", "copies", "object", "item", "items"],
+)  # fmt: skip
+def test_a_pickle_takes_no_more_than_its_file_has(tmp_path, content):
+    with pytest.raises(UnreadableCheckpoint, match=rf"cannot read checkpoint {tmp_path}/a\.pkl") as error:
+        read(tmp_path / "a.pkl", content)
+    assert "MemoryError" not in str(error.value)
+
+
+def with_another_pickle(path, edit):
+    """Replace the pickle in a file of PyTorch."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, edit(content) if name.endswith("data.pkl") else content)
+
+
+def test_tensors_and_storages_that_are_larger_than_the_file(tmp_path):
+    path = tmp_path / "a.pth"
+    million = (10**6).to_bytes(4, "little")
+    torch.save({"w": torch.ones(2, 2)}, path)
+    assert torch.equal(read_torch(str(path))["w"], torch.ones(2, 2))
+    with_another_pickle(path, lambda pickled: pickled.replace(b"K\x04t", b"J" + million + b"t"))  # the storage
+    with pytest.raises(UnreadableCheckpoint, match="cannot read checkpoint .*a.pth"):
+        read_torch(str(path))
+    torch.save({"w": torch.ones(1).expand(2**20, 2**20)}, path)  # 4 TiB of one number
+    with pytest.raises(UnreadableCheckpoint, match=r"a tensor of \[1048576, 1048576\] in a storage of 1 numbers"):
+        read_torch(str(path))
+    storage = torch.ones(10**5)
+    torch.save({f"w{i}": storage.view(-1) for i in range(20)}, path)  # each is scanned
+    with pytest.raises(UnreadableCheckpoint, match="more than 16 times as large as the file"):
+        read_torch(str(path))
+    write_old_torch(path, {"w": torch.ones(2, 2)})
+    path.write_bytes(path.read_bytes().replace(b"K\x04Nt", b"J" + million + b"Nt"))
+    with pytest.raises(UnreadableCheckpoint, match="its storages are more than its"):
+        read_torch(str(path))
+
+
+def test_a_file_that_unpacks_to_more_than_it_is(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(UnreadableCheckpoint, match="is compressed, or its parts are larger"):
+        read_torch(str(path))
+    torch.save({"w": torch.zeros(10)}, path)
+    sizes = (10 * 4).to_bytes(
+        4, "little"
+    ) * 2  # of the tensor, compressed and not, as the directory at the end has them
+    before, _, after = path.read_bytes().rpartition(sizes)
+    path.write_bytes(before + b"\xff\xff\xff\x7f" + sizes[4:] + after)
+    with pytest.raises(UnreadableCheckpoint, match="its parts are larger than it is"):
+        read_torch(str(path))
+
+
+def safetensors_file(header, content=b""):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(header).to_bytes(8, "little") + header + content
+
+
+def tensor_entry(dtype, shape, *offsets):
+    return {"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        safetensors_file(b"[" * 100_000),
+        safetensors_file({"w": 1}),
+        safetensors_file(tensor_entry("F32", [2**40], 0, 2**42)),
+        safetensors_file(tensor_entry("F32", [2**62, 16], 0, 0)),
+        safetensors_file(tensor_entry("F32", [-1], 0, 4), bytes(4)),
+        safetensors_file(tensor_entry("F32", [1], 4, 8), bytes(8)),
+        safetensors_file(tensor_entry("O8", [1], 0, 8), bytes(8)),
+        safetensors_file({**tensor_entry("F32", [1], 0, 4), "v": tensor_entry("F32", [1], 0, 4)["w"]}),
+    ],
+)  # fmt: skip
+def test_harmful_safetensors(tmp_path, content):
+    with pytest.raises(UnreadableCheckpoint, match=rf"cannot read checkpoint {tmp_path}/a\.safetensors"):
+        read(tmp_path / "a.safetensors", content)
+    sound = safetensors_file(tensor_entry("F32", [2], 0, 8), np.float32([1, 2]).tobytes())
+    assert read(tmp_path / "a.safetensors", sound)["w"].tolist() == [1, 2]
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:20000])
 
@@ -84,7 +221,7 @@ LARGE = {"model": {"fc.weight": torch.rand(100, 100)}}
         # of another framework
         (
             lambda path: torch.save({"state_dict": Model().state_dict(), "meta": {"epoch": 3}}, path),
-            "its 'state_dict' is not a tensor but of type OrderedDict",
+            "its 'state_dict' is not a tensor but of type dict",
         ),
     ],
 )

@@ -99,14 +99,6 @@ def test_what_has_changed_is_named(interrupted, items):
     refuses(f"{interrupted / 'a'} has been removed since")
 
 
-@pytest.mark.parametrize("line", ["5", "{}", '{"item": 3, "inputs": {}}', '{"item": "a", "inputs": {"a": 1}}'])
-def test_a_damaged_file_is_refused(tmp_path, items, line):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/progress.jsonl").write_text(f'{{"size": [1, 2]}}\n{line}\n')
-    with pytest.raises(UserError, match="progress.jsonl is damaged"):
-        begin(tmp_path, items)
-
-
 def test_bad_items_are_named_and_the_others_done(tmp_path, items):
     (tmp_path / "a").write_text("bad")
     (tmp_path / "b").write_bytes(b"\xff")  # of which the work has not thought
@@ -159,3 +151,26 @@ def test_nothing_is_replaced_unasked(interrupted, items):
             check_output(folder, outputs, resume, False)
     with pytest.raises(UserError, match="is no folder"):
         check_output(folder / "a", [], False, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[3]", "the first line of {} cannot be used: it is [3], not an object; begin anew with --overwrite"),
+        ("{}\n3", "{} cannot be used: entry 0 is 3, not an object"),
+        ('{}\n{"inputs": {}}', "{} cannot be used: entry 0 has no item; begin anew"),
+        ('{}\n{"item": "a", "inputs": {}}\n{"item": 1, "inputs": {}}', "entry 1 has the item 1, not a text"),
+        ('{}\n{"item": "a", "inputs": {"a": 3}}', "{} cannot be used: entry 0 has the inputs"),
+        ('{}\n{"item": "a", "inputs": {}, "counts": {"refined": "x"}}', "{} cannot be used: entry 0 has the counts"),
+        ('{}\n{"item": "a", "inputs": {}, "refined": [7]}', "entry 0 has the refined [7], not an object"),
+    ],
+)
+def test_progress_that_is_none(tmp_path, text, words):
+    path = tmp_path / "progress.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError) as e:
+        Progress(tmp_path, {}, {}, resume=True)
+    assert words.format(path) in str(e.value)
+    path.write_bytes(b'{}\n\xff\xfe\n{"item": "a", "inputs": {}}\n' + b"[" * 100_000)
+    with Progress(tmp_path, {}, {}, resume=True) as progress:  # goes on before what cannot be read
+        assert not progress.done

@@ -274,10 +274,10 @@ def test_results_without_boxes_have_those_of_their_masks(tool, write, form):
         (detection(1, [0, 0, 9, 9], None), "has the score None"),
         ({"image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9]}, "has no score"),
         ({"image_id": 1, "category_id": 9, "score": 0.5}, 'has no "segmentation"'),
-        (detection(1, [0, 0, 9], 0.5), "[0, 0, 9], which is not four numbers"),
-        (detection(1, [0, 0, "a", 1], 0.5), "which is not four numbers"),
+        (detection(1, [0, 0, 9], 0.5), "[0, 0, 9], not four numbers"),
+        (detection(1, [0, 0, "a", 1], 0.5), "not four numbers"),
         ({"image_id": 1, "category_id": 9, "score": 0.5, "segmentation": 3}, "has a segmentation that is neither"),
-        ("text", 'is no object with an "image_id"'),
+        ("text", "result 1 is 'text', not an object"),
     ],
 )
 def test_bad_detections_end_in_one_message(tool, write, fails, bad, part):

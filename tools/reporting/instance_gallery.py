@@ -118,8 +118,8 @@ def _load_results(run: ReportedRun, data_set: str, classes: dict[int, int] | Non
             found.setdefault(result["image_id"], []).append(_instance(result, label))
     except (KeyError, TypeError) as e:
         raise UserError(
-            f"{run.folder / 'inference' / data_set / RESULTS} does not hold instance masks of {data_set} ({e!r}); "
-            "a report needs those: was it a model with MODEL.MASK_ON, and is the data set still the same?"
+            f"{run.folder / 'inference' / data_set / RESULTS} does not hold instance masks of {data_set} ({e!r}); is "
+            "the data set still the same?"
         ) from None
     return found
 

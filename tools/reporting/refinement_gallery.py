@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from torch import nn
 
 from airm.data.dataset_mapper import RefinementDatasetMapper
@@ -17,6 +16,7 @@ from airm.data.prepare import prepare_refinement_datasets
 from airm.evaluation import binarize
 from airm.evaluation.refinement import MASKS
 from pixelmask.checkpoint.checkpointer import load_trained
+from pixelmask.engine.build import build_model
 from pixelmask.errors import UserError
 from pixelmask.rle import encode
 

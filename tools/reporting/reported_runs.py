@@ -1,6 +1,5 @@
 """The runs of a report: finished ones, with names that differ and the curves of their training."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from msgspec import Struct
+from torch import nn
 
+from pixelmask.checkpoint.checkpointer import SafeCheckpointer
 from pixelmask.config import changed
+from pixelmask.data.coco_file import read_results
 from pixelmask.errors import UserError
 from pixelmask.evaluation.finished import FinishedRun, read_finished_run
-from pixelmask.files import read_json
+from pixelmask.rle import read_rle
+from pixelmask.schema import Int64, Number, find_fault, read_lines
 
 Curve = list[tuple[int, float]]
 
@@ -34,10 +38,25 @@ class ReportedRun(FinishedRun):
     def about(self) -> str:
         return str(self.folder)
 
-    def results(self, data_set: str, file: str) -> Any:
-        """Return the content of a JSON file that the evaluation of a data set wrote, None where it wrote none."""
+    def results(self, data_set: str, file: str) -> list[dict[str, Any]] | None:
+        """Return the COCO results that the evaluation of a data set wrote, masks as RLE; None where it wrote none.
+
+        Raises:
+            UserError: if the file holds something else.
+        """
         path = self.folder / "inference" / data_set / file
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        results = read_results(path, boxes=True)
+        for i, result in enumerate(results):
+            try:
+                result["segmentation"] = read_rle(result.get("segmentation"))
+            except ValueError as e:
+                raise UserError(
+                    f"{path} does not hold instance masks of {data_set}: result {i} {e}. A report needs those: was it "
+                    "a model with MODEL.MASK_ON?"
+                ) from None
+        return results
 
     def config_for(self, data_set: str) -> CfgNode:
         """Return the config with this data set alone to test on, and with the weights of the trained model.
@@ -45,10 +64,10 @@ class ReportedRun(FinishedRun):
         These are MODEL.WEIGHTS where it is a file of the run's folder, as after an evaluation of one of its
         checkpoints; else the folder's last checkpoint; else MODEL.WEIGHTS, as after ``--eval-only``.
         """
-        weights, last = self.cfg.MODEL.WEIGHTS, self.folder / "last_checkpoint"
+        weights, folder = self.cfg.MODEL.WEIGHTS, SafeCheckpointer(nn.Module(), str(self.folder))
         own = Path(weights).resolve().parent == self.folder.resolve()
-        if last.is_file() and not own:
-            weights = str(self.folder / last.read_text().strip())
+        if folder.has_checkpoint() and not own:
+            weights = folder.get_checkpoint_file()
         return changed(self.cfg, "DATASETS.TEST", (data_set,), "MODEL.WEIGHTS", weights)
 
 
@@ -109,17 +128,16 @@ def read_curves(path: Path) -> dict[str, Curve]:
     left out. Curves of more than 400 points become means of equally many neighbours.
     """
     values: dict[str, dict[int, float]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            iteration = entry.pop("iteration")
-        except (ValueError, KeyError, AttributeError):
-            continue
+    for entry in read_lines(path, _Logged):
+        iteration = entry.pop("iteration")
         for key, value in entry.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            if not find_fault(value, Number):
                 values.setdefault(key, {})[iteration] = value
     return {key: _thin(sorted(points.items())) for key, points in values.items()}
+
+
+class _Logged(Struct):
+    iteration: Int64
 
 
 def _thin(points: Curve) -> Curve:

@@ -1,7 +1,6 @@
 """What a figure stands on: the commit of the code, the annotations, and the schedule that was really run."""
 
 import hashlib
-import json
 import statistics
 import subprocess
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from msgspec import Struct
 
 from pixelmask.checkpoint.files import read_torch
+from pixelmask.schema import Number, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,11 +60,14 @@ def schedule_of(checkpoint: Path) -> dict[str, Any]:
     return {"iterations": content["iteration"] + 1, "batch": solver["IMS_PER_BATCH"], "lr": solver["BASE_LR"]}
 
 
+class _Timed(Struct):
+    time: Number
+
+
 def hours_of(metrics: Path, iterations: int) -> float | None:
     """Return the hours that the iterations took by the times in Detectron2's ``metrics.json``; None without any.
 
     Interruptions do not count. Times are logged once in several iterations.
     """
-    lines = metrics.read_text().splitlines() if metrics.is_file() else []
-    times = [entry["time"] for entry in map(json.loads, lines) if "time" in entry]
+    times = [entry["time"] for entry in read_lines(metrics, _Timed)]
     return statistics.fmean(times) * iterations / 3600 if times else None

@@ -100,6 +100,13 @@ def test_curves_of_a_resumed_and_interrupted_and_of_a_long_training(tmp_path):
     assert len(curve) == 400 and curve[0] == (1, 0.5) and curve[-1] == (799, 0.5)
 
 
+def test_lines_that_are_no_metrics(tmp_path):
+    lines = ["3", "[]", '{"iteration": []}', '{"iteration": "x", "lr": 1}', '{"iteration": 2, "lr": {}, "loss": 1e400}']
+    path = tmp_path / "metrics.json"
+    path.write_bytes("\n".join([*lines, "[" * 100_000, '{"iteration": 1, "lr": 0.5}']).encode() + b"\n\xff")
+    assert read_curves(path) == {"lr": [(1, 0.5)]}
+
+
 def test_an_evaluation_alone_has_the_curves_of_its_training(tmp_path):
     training, evaluation = write_run(tmp_path / "training"), write_run(tmp_path / "evaluation")
     (training / "metrics.json").write_text(json.dumps({"iteration": 1, "total_loss": 2.0}))
