@@ -119,6 +119,12 @@ def fitting(config_file: str, opts: Sequence[str]) -> list[str]:
     return [part for i, part in enumerate(opts) if opts[i - i % 2] not in foreign]
 
 
+def says(config_file: str, opts: Sequence[str], key: str) -> bool:
+    """Tell whether overrides, or a config file itself, set a key; what its ``_BASE_`` sets was meant for other data."""
+    content = yaml.safe_load(Path(config_file).read_text(encoding="utf-8")) if config_file else None
+    return key in opts[::2] or key in flat(CfgNode(content or {}))
+
+
 def parse_cfg(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     """Return the frozen config that a whole config's YAML, such as that in a checkpoint, and overrides make.
 

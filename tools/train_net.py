@@ -18,19 +18,20 @@ import argparse
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from airm.trainer import RefinementTrainer
 from patchdct.trainer import Trainer
 from pixelmask.checkpoint import SafeCheckpointer, load_trained
 from pixelmask.cli import add_import, import_code, run
-from pixelmask.config import load_cfg
+from pixelmask.config import load_cfg, says
+from pixelmask.data.coco_format import with_classes_of_data
 from pixelmask.engine import BaseTrainer, launch
 from pixelmask.engine.lazy import lazy_trainer, load_lazy, settings_of
+from pixelmask.engine.log import Log, default_setup, logged
 from pixelmask.errors import UserError
 
 
@@ -39,25 +40,31 @@ def trainer_of(cfg: CfgNode) -> type[BaseTrainer]:
     return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
 
 
-def setup(args: argparse.Namespace) -> tuple[CfgNode, type[BaseTrainer]]:
-    """Import what is of the user's own, make config and trainer, start the log, register and check the data sets."""
+def setup(args: argparse.Namespace, log: Log) -> tuple[CfgNode, type[BaseTrainer]]:
+    """Import what is of the user's own, make config and trainer, check the data sets, and then keep log and config."""
     import_code(args.imports)
-    if args.config_file.endswith(".py"):
-        lazy = load_lazy(args.config_file, args.opts)
+    lazy = load_lazy(args.config_file, args.opts) if args.config_file.endswith(".py") else None
+    if lazy is not None:
         cfg, trainer = settings_of(lazy, args.config_file, args.dataset), lazy_trainer(Trainer, lazy)
-        default_setup(lazy, args)
     else:
         cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
         trainer = trainer_of(cfg)
-        default_setup(cfg, args)
-    for package in ("pixelmask", "patchdct", "airm"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
+        if not says(args.config_file, args.opts, "MODEL.ROI_HEADS.NUM_CLASSES"):
+            cfg = with_classes_of_data(cfg)
     trainer.prepare_datasets(cfg, train=not args.eval_only)
+    log.keep(cfg.OUTPUT_DIR)
+    default_setup(cfg if lazy is None else lazy, args)
     return cfg, trainer
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    cfg, trainer_class = setup(args)
+    with logged() as log:
+        return train_or_evaluate(*setup(args, log), args)
+
+
+def train_or_evaluate(
+    cfg: CfgNode, trainer_class: type[BaseTrainer], args: argparse.Namespace
+) -> dict[str, Any] | None:
     if not args.eval_only:
         trainer = trainer_class(cfg)
         trainer.resume_or_load(resume=args.resume)
