@@ -53,6 +53,8 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Data sets in COCO format to register: [name, JSON file, image folder] each
     cfg.DATASETS.COCO_FORMAT = []
+    # Project of Weights & Biases that a training is shown in, beside TensorBoard; "" for none
+    cfg.WANDB_PROJECT = ""
 
 
 def get_cfg(architecture: str = "") -> CfgNode:
