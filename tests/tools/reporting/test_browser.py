@@ -208,6 +208,24 @@ def test_every_control_is_in_reach_of_the_keyboard(page):
     assert {"unit", "class", "run-a", "run-b", "sort", "order", "page-size", "fill", "patches", "Zoom"} <= seen
 
 
+@pytest.mark.parametrize("within", ["body", "#zoom"])
+def test_nothing_is_out_of_reach_of_the_keyboard(page, within):
+    if within == "#zoom":
+        press(page, "#cards button")
+        wait(lambda: page.execute_script("return zoom.image !== null"))
+    page.execute_script(
+        """window.out = new Set([...document.querySelector(arguments[0]).querySelectorAll(
+          "a, button, select, input, summary, [tabindex='0']")].filter((e) => !e.disabled && e.checkVisibility()));
+        window.total = out.size;
+        document.activeElement.blur();
+        document.addEventListener("focusin", ({ target }) => out.delete(target));""",
+        within,
+    )
+    find(page, "#zoom-close" if within == "#zoom" else "body").send_keys(Keys.TAB * 60)
+    assert page.execute_script("return [...out].map((e) => e.outerHTML)") == []
+    assert page.execute_script("return total") > 15
+
+
 def zoom_state(page: Any) -> dict[str, Any]:
     return page.execute_script("return {open: dialog.open, centre: zoom.centre, factor: zoom.factor}")
 
