@@ -19,10 +19,9 @@ import contextlib
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
@@ -30,9 +29,11 @@ from airm.trainer import RefinementTrainer
 from patchdct.trainer import Trainer
 from pixelmask.checkpoint import SafeCheckpointer, load_trained
 from pixelmask.cli import add_import, import_code, run
-from pixelmask.config import find_device, load_cfg
+from pixelmask.config import find_device, load_cfg, says
+from pixelmask.data.coco_format import with_classes_of_data
 from pixelmask.engine import BaseTrainer, launch
 from pixelmask.engine.lazy import lazy_trainer, load_lazy, settings_of
+from pixelmask.engine.log import default_setup, logged
 from pixelmask.errors import UserError
 from pixelmask.files import only_writer
 
@@ -43,28 +44,29 @@ def trainer_of(cfg: CfgNode) -> type[BaseTrainer]:
 
 
 def read_config(args: argparse.Namespace) -> tuple[CfgNode, CfgNode | DictConfig, type[BaseTrainer]]:
-    """Return the config, the same as it is to be written, and the trainer."""
+    """Return the config, the same as it is to be written, and the trainer; the data sets are checked."""
     if args.config_file.endswith(".py"):
         lazy = load_lazy(args.config_file, args.opts)
-        return settings_of(lazy, args.config_file, args.dataset), lazy, lazy_trainer(Trainer, lazy)
-    cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
-    return cfg, cfg, trainer_of(cfg)
-
-
-def setup(args: argparse.Namespace, cfg: CfgNode, written: CfgNode | DictConfig, trainer: type[BaseTrainer]) -> None:
-    """Start the log, write the config, register and check the data sets."""
-    default_setup(written, args)
-    for package in ("pixelmask", "patchdct", "airm"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
+        cfg, written = settings_of(lazy, args.config_file, args.dataset), lazy
+        trainer = lazy_trainer(Trainer, lazy)
+    else:
+        cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
+        trainer = trainer_of(cfg)
+        if not says(args.config_file, args.opts, "MODEL.ROI_HEADS.NUM_CLASSES"):
+            cfg = with_classes_of_data(cfg)
+        written = cfg
     trainer.prepare_datasets(cfg, train=not args.eval_only)
+    return cfg, written, trainer
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     import_code(args.imports)
-    cfg, written, trainer = read_config(args)
-    with only_writer(cfg.OUTPUT_DIR) if comm.is_main_process() else contextlib.nullcontext():
-        setup(args, cfg, written, trainer)
-        return train_or_evaluate(args, cfg, trainer)
+    with logged() as log:
+        cfg, written, trainer = read_config(args)
+        with only_writer(cfg.OUTPUT_DIR) if comm.is_main_process() else contextlib.nullcontext():
+            log.keep(cfg.OUTPUT_DIR)
+            default_setup(written, args)
+            return train_or_evaluate(args, cfg, trainer)
 
 
 def train_or_evaluate(

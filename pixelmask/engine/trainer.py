@@ -16,6 +16,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, HookBase, defaults, train_loop
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from ..checkpoint import SafeCheckpointer
 from ..config import changed
@@ -27,6 +28,7 @@ from .compat import StatefulTrainer, replaced
 from .optimizer import build_optimizer
 from .pictures import Mapper, PredictionPictures, random_numbers_kept
 from .precision import amp_trainer
+from .wandb_writer import build_wandb_writers
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,9 @@ class BaseTrainer(StatefulTrainer):
         if comm.is_main_process():
             hooks.insert(-1, self.build_pictures(self.cfg, self.checkpointer.model))  # before what writes the events
         return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        return [*build_wandb_writers(self.cfg), *super().build_writers()]
 
     def train(self) -> Any:
         loop, expected = logging.getLogger(train_loop.__name__), _WithoutExpected()

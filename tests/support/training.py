@@ -18,6 +18,7 @@ import torch
 
 from pixelmask.cli import run
 from pixelmask.engine import launch
+from pixelmask.engine.log import LOGGERS
 from tests.support.models import load_tool
 
 
@@ -164,7 +165,7 @@ def records_of(name: str, level: int = logging.INFO) -> Iterator[list[logging.Lo
 @contextlib.contextmanager
 def log_handlers_restored() -> Iterator[None]:
     """Take away the handlers added meanwhile: they hold a test's captured streams, which are closed when it ends."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "pixelmask", "patchdct", "airm")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [list(logger.handlers) for logger in loggers]
     try:
         yield
