@@ -308,8 +308,8 @@ def test_evaluation_before_and_after(truth):
         ({"segmentation": {"size": [H, W + 1], "counts": [H * (W + 1)]}}, "annotation 2 has the size"),
         ({"segmentation": []}, "annotation 2 has no mask"),
         ({"image_id": "3"}, "annotation 2 has the image_id '3', which is no image's"),
-        ({"category_id": None}, "annotation 2 has the category_id None, which is no category's"),
-        ({"id": None}, "an id of its 'annotations' is None, not a number or string"),
+        ({"category_id": None}, "annotation 2 has no category_id"),
+        ({"id": None}, "entry 1 of its 'annotations' has no id"),
     ],
 )
 def test_ground_truth_that_cannot_be_used(truth, change, words):
