@@ -23,7 +23,7 @@ from torch import nn
 
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer, load_trained
 from pixelmask.checkpoint.files import by_name, read_torch
-from pixelmask.config import load_cfg, parse_cfg
+from pixelmask.config import find_device, load_cfg, parse_cfg
 from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 
@@ -77,7 +77,7 @@ class Refiner:
             UserError: if the weights are missing, damaged, have no config, or leave a part of the model random, if
                 there is no such device, or for a value out of range.
         """
-        device, weights = _find_device(device), find_weights(weights)
+        device, weights = find_device(device), find_weights(weights)
         cfg = find_config(weights, config, str(device))
         if cfg.MODEL.META_ARCHITECTURE != "AIRM":
             raise UserError(
@@ -94,7 +94,7 @@ class Refiner:
             raise UserError(f"min_confidence is {min_confidence}; it lies in [0, 1]")
         if resolution is not None and (resolution != int(resolution) or resolution < 0):
             raise UserError(f"resolution is {resolution}; it is a number of cells, such as 28, or 0 for native masks")
-        self.guard, self.resolution = guard, resolution
+        self.guard, self.resolution, self.cfg, self.weights = guard, resolution, cfg, weights
         self.model = build_model(cfg).eval()
         load_trained(self.model, str(weights))
         self.settings, self.max_memory = self.model.settings, max_memory
@@ -204,16 +204,6 @@ def _run(size: tuple[int, ...], refine: Callable[[], torch.Tensor]) -> np.ndarra
             f"no memory left for an image of {size[1]} x {size[0]} pixels; set max_memory (--max-memory) or a smaller "
             "tile_size (--tile-size)"
         ) from None
-
-
-def _find_device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise UserError(f"unknown device {device!r}; give 'cpu', 'cuda' or 'cuda:1'") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"no device {device} here: PyTorch finds {torch.cuda.device_count()} CUDA devices; give 'cpu'")
-    return found
 
 
 def find_weights(path: str | os.PathLike | None) -> Path:

@@ -202,6 +202,28 @@ def _finish(cfg: CfgNode, opts: Sequence[str], datasets: Sequence[Sequence[str]]
     return cfg
 
 
+def find_device(device: str | torch.device) -> torch.device:
+    """Return a device that can be computed on.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UserError(f"unknown device {device!r}; give 'cpu', 'cuda' or 'cuda:1'") from None
+    if found.type == "cuda":
+        is_there = (found.index or 0) < torch.cuda.device_count()
+    else:
+        try:
+            is_there = torch.zeros(1, device=found).tolist() == [0.0]
+        except (RuntimeError, AssertionError):  # each backend has its own
+            is_there = False
+    if not is_there:
+        raise UserError(f"no device {device} here: PyTorch finds {torch.cuda.device_count()} CUDA devices; give 'cpu'")
+    return found
+
+
 @contextmanager
 def _mistakes_in(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
     """Turn what yacs and YAML raise into a UserError that names the source, and keys of ``cfg`` for an unknown one."""

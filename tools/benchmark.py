@@ -38,7 +38,7 @@ import torchvision
 from tqdm import tqdm
 
 from measuring import AIRM_CONFIGS, PARTS, PATCHDCT_CONFIGS, Case, Settings, measure, parts_of
-from pixelmask.cli import add_import, import_code, positive, print_table, run
+from pixelmask.cli import add_import, bounded, import_code, positive, print_table, run
 from pixelmask.config import load_cfgs
 from pixelmask.errors import UserError
 from pixelmask.files import write_json
@@ -148,8 +148,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--size", nargs=2, type=positive, default=[800, 1333], metavar=("HEIGHT", "WIDTH"), help="default 800 1333")
     add("--batch-size", type=positive, default=1, metavar="N", help="default 1")
     add("--repeats", type=positive, default=10, metavar="N", help="default 10")
-    add("--warmup", type=int, default=2, metavar="N", help="default 2")
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads; torch's choice by default")
+    add("--warmup", type=bounded(0, 1000), default=2, metavar="N", help="default 2")
+    add("--threads", type=bounded(0, 1024), default=0, metavar="N", help="CPU threads; torch's choice by default")
     add("--dtype", choices=("float32", "bf16"), default="float32", help="bf16 is torch.autocast")
     add("--channels-last", action="store_true", help="memory format of weights and features")
     add("--compile", action="store_true", help="torch.compile the mask head's layers, or AIRM's encoder")

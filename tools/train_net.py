@@ -15,6 +15,7 @@ for 8 GPUs to the GPUs at hand.
 """
 
 import argparse
+import contextlib
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -22,16 +23,18 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 from torch import nn
 
 from airm.trainer import RefinementTrainer
 from patchdct.trainer import Trainer
 from pixelmask.checkpoint import SafeCheckpointer, load_trained
 from pixelmask.cli import add_import, import_code, run
-from pixelmask.config import load_cfg
+from pixelmask.config import find_device, load_cfg
 from pixelmask.engine import BaseTrainer, launch
 from pixelmask.engine.lazy import lazy_trainer, load_lazy, settings_of
 from pixelmask.errors import UserError
+from pixelmask.files import only_writer
 
 
 def trainer_of(cfg: CfgNode) -> type[BaseTrainer]:
@@ -39,25 +42,35 @@ def trainer_of(cfg: CfgNode) -> type[BaseTrainer]:
     return RefinementTrainer if cfg.MODEL.META_ARCHITECTURE == "AIRM" else Trainer
 
 
-def setup(args: argparse.Namespace) -> tuple[CfgNode, type[BaseTrainer]]:
-    """Import what is of the user's own, make config and trainer, start the log, register and check the data sets."""
-    import_code(args.imports)
+def read_config(args: argparse.Namespace) -> tuple[CfgNode, CfgNode | DictConfig, type[BaseTrainer]]:
+    """Return the config, the same as it is to be written, and the trainer."""
     if args.config_file.endswith(".py"):
         lazy = load_lazy(args.config_file, args.opts)
-        cfg, trainer = settings_of(lazy, args.config_file, args.dataset), lazy_trainer(Trainer, lazy)
-        default_setup(lazy, args)
-    else:
-        cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
-        trainer = trainer_of(cfg)
-        default_setup(cfg, args)
+        return settings_of(lazy, args.config_file, args.dataset), lazy, lazy_trainer(Trainer, lazy)
+    cfg = load_cfg(args.config_file, args.opts, datasets=args.dataset)
+    return cfg, cfg, trainer_of(cfg)
+
+
+def setup(args: argparse.Namespace, cfg: CfgNode, written: CfgNode | DictConfig, trainer: type[BaseTrainer]) -> None:
+    """Start the log, write the config, register and check the data sets."""
+    default_setup(written, args)
     for package in ("pixelmask", "patchdct", "airm"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
     trainer.prepare_datasets(cfg, train=not args.eval_only)
-    return cfg, trainer
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    cfg, trainer_class = setup(args)
+    import_code(args.imports)
+    cfg, written, trainer = read_config(args)
+    with only_writer(cfg.OUTPUT_DIR) if comm.is_main_process() else contextlib.nullcontext():
+        setup(args, cfg, written, trainer)
+        return train_or_evaluate(args, cfg, trainer)
+
+
+def train_or_evaluate(
+    args: argparse.Namespace, cfg: CfgNode, trainer_class: type[BaseTrainer]
+) -> dict[str, Any] | None:
+    find_device(cfg.MODEL.DEVICE)
     if not args.eval_only:
         trainer = trainer_class(cfg)
         trainer.resume_or_load(resume=args.resume)

@@ -283,6 +283,8 @@ def test_arguments_that_cannot_be_used(weights, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert "give 'cpu'" in message(Refiner, weights, device="cuda")
     assert "unknown device" in message(Refiner, weights, device="gpu")
+    for device in ("mps", "meta"):
+        assert f"no device {device} here" in message(Refiner, weights, device=device)
     assert "tile_size is 50" in message(Refiner, weights, tile_size=50)
     assert "tile_size is -1" in message(Refiner, weights, tile_size=-1)
     assert "max_memory is 0" in message(Refiner, weights, max_memory=0)
