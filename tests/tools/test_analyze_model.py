@@ -70,6 +70,7 @@ def test_parameters(rows):
         ("dct_mask", {"CLS_AGNOSTIC_MASK": False}),
         ("patchdct", {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [1.0, 1.0, 1.0]}),
         ("patchdct", {"CLS_AGNOSTIC_MASK": True}),
+        ("patchdct", {"FINE_PROJECTION": 4, "NUM_FUSION": 0}),
     ],
 )
 def test_spent_is_what_torch_itself_counts(head, options):
