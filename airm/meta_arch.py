@@ -15,7 +15,7 @@ from .affinity import affinity_loss
 from .backbone.weights import adapt_checkpoint
 from .coarse_to_fine import CoarseToFine, Settings
 from .encoder import AffinityEmpoweredEncoder
-from .implicit_mapping import AIRMF, SIRMF, MappingParameters, pixel_centres, query_grid
+from .implicit_mapping import AIRMF, SIRMF, MappingParameters, pixel_centres, query_blocks, query_grid
 from .losses import mapping_losses
 from .query_inputs import CHANNELS, COMPUTED, colour_table, computed_inputs
 
@@ -181,7 +181,7 @@ class AIRM(nn.Module):
         """Return what refines masks of normalised (B, 3, H, W) images: a ``CoarseToFine``, or a subclass of it."""
         predict = self.predict if isinstance(self.mapping, AIRMF) else None
         colours = self.colours if "colour" in self.query_inputs else None
-        return kind(self.step, images, settings or self.settings, progress, predict, colours)
+        return kind(self.step, images, settings or self.settings, progress, predict, colours, self.step_at)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) RGB in [0, 255] to what the encoder takes, on the model's device."""
@@ -253,6 +253,27 @@ class AIRM(nn.Module):
         """
         inputs = self.encoder_input(images, masks, table)
         return self.query(self.encoder(inputs), rows, cols, chunk, parameters, self.query_maps(inputs)).sigmoid()
+
+    def step_at(
+        self,
+        images: Tensor,
+        masks: Tensor,
+        window: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        chunk: int,
+        parameters: MappingParameters | None = None,
+        table: Tensor | None = None,
+    ) -> Tensor:
+        """Take a step as :meth:`step` does, asking in place of a grid for K small ones; see `query_blocks`.
+
+        Returns:
+            (K, R, C) probabilities.
+        """
+        inputs = self.encoder_input(images, masks, table)
+        features, maps = self.encoder(inputs), self.query_maps(inputs)
+        parameters = parameters or self.mapping(features)
+        return query_blocks(features, parameters, window, rows, cols, self.cell, chunk, maps).sigmoid()
 
     @torch.no_grad()
     def _first_pass(self, inputs: Tensor) -> Tensor:

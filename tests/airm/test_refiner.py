@@ -13,8 +13,9 @@ from PIL import Image
 
 import airm.refiner
 from airm import InstanceRefiner, Refiner
-from airm.coarse_to_fine import Settings, grid_axis
+from airm.coarse_to_fine import Settings
 from airm.refine.memory import limit_memory
+from airm.tiles import grid_axis
 from pixelmask.errors import UserError
 from tests.support.models import disc, tiny_airm_cfg, tiny_cfg
 

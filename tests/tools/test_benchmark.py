@@ -149,7 +149,7 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
     forward = AffinityEmpoweredEncoder.forward
 
     def record(self, x):
-        sizes.append(tuple(x.shape[2:]))
+        sizes.extend([tuple(x.shape[2:])] * len(x))
         return forward(self, x)
 
     monkeypatch.setattr(AffinityEmpoweredEncoder, "forward", record)
@@ -158,7 +158,7 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
     settings = Settings(size=(256, 256), batch_size=2, opts=opts)
     masks = prepare(Case(airm_file, "refine", 1), settings)()
     assert [mask.shape for mask in masks] == [(1, 1, 256, 256)] * 2
-    # A disc of radius 90: all 4 tiles at ratio 0.5; at ratio 1, of 16, neither the 4 inside nor those in the corners.
+    # A disc of radius 90: all 4 tiles at ratio 0.5; at ratio 1, of 16, three bands of 3, 2 and 3 tiles around it.
     # And at both the whole, shrunk to a tile, from which the weights of the mapping are predicted
     assert sizes == [(64, 64)] * 2 * (1 + 4 + 1 + 8)
 
