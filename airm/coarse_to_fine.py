@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .tiles import BLOCK, GridAxis, Questions, Tile, Window, grid_axis, place_windows, resize_reads, tile_side
+from .tiles import BLOCK, GridAxis, Plan, Tile, Window, grid_axis, place_windows, resize_reads, tile_side
 
 Network = Callable[..., Tensor]
 """As :meth:`AIRM.step` or :meth:`AIRM.step_at`, to probabilities."""
@@ -154,7 +154,7 @@ class CoarseToFine:
     def _refine_windows(self, level: int, masks: Tensor, windows: Sequence[Window], result: Tensor) -> None:
         """Put what windows answer in its place in ``result``."""
         grid, settings = self.grids[level], self.settings
-        questions = Questions.of(windows, grid, self._size(level), masks.device)
+        plan = Plan.of(windows, grid, self._size(level), masks.device)
         parameters, tables = self._share(level, masks)
         ends = np.cumsum([0, *(len(window.blocks) for window in windows)])
         rows, cols = windows[0].tile
@@ -162,15 +162,15 @@ class CoarseToFine:
         title = f"ratio {level + 1} of {len(self.grids)}"
         for first in tqdm(range(0, len(windows), at_once), desc=title, disable=not self.progress):
             batch = windows[first : first + at_once]
-            asked = questions.of_windows(first, ends[first], ends[first + len(batch)])
-            inputs = [_cut(x, grid, batch) for x in (self.images[level], masks)]
+            asked = plan.of_windows(first, ends[first], ends[first + len(batch)])
+            images, coarse = (_cut(x, grid, batch) for x in (self.images[level], masks))
             shared: tuple[Any, ...] = () if parameters is None and tables is None else (parameters,)
             if parameters is not None and len(parameters[0][0]) > 1:
                 shared = ([tuple(_take(x, batch) for x in layer) for layer in parameters],)
             if tables is not None:
                 shared += (_take(tables, batch),)
             where = asked.window, asked.rows, asked.cols
-            answers = self.step_at(*inputs, *where, settings.query_chunk, *shared)
+            answers = self.step_at(images, coarse, *where, settings.query_chunk, *shared)
             asked.place(asked.merge(answers), result)
 
     def _undecided(self, masks: Tensor) -> np.ndarray:

@@ -267,7 +267,7 @@ def query_blocks(
         own = of_rows[:, :, None] + of_cols[:, None]
         if maps is not None and pixels is not None:
             corners = _corners(windows, neighbours(rows, maps.shape[2]), neighbours(cols, maps.shape[3]), maps.shape)
-            values = sum(area[..., None] * _gather(pixels, index) for index, area in corners)
+            values = torch.stack([area[..., None] * _gather(pixels, index) for index, area in corners]).sum(0)
             own = own + values @ of_grid(layer.of_maps)[:, None].mT
         layers = [(of_grid(weight), of_grid(bias)) for weight, bias in hidden_layers]
         y, x = neighbours(rows, features.shape[2]), neighbours(cols, features.shape[3])

@@ -74,6 +74,7 @@ class AIRM(nn.Module):
         # Of a pixel of the encoder's input, which training queries; a position of F is 2. The smaller cells of pixels
         # between those of a lower ratio are unknown to the network: it is told this one
         self.cell = 2 / encoder.stride
+        self._query_blocks = query_blocks
         self.loss_weights, self.affinity_radius, self.settings = loss_weights, affinity_radius, settings
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -183,9 +184,14 @@ class AIRM(nn.Module):
         colours = self.colours if "colour" in self.query_inputs else None
         return kind(self.step, images, settings or self.settings, progress, predict, colours, self.step_at)
 
+    def compile_inference(self) -> None:
+        """Compile what a step does on tensors of a few shapes: encoder and, of small grids, the mapping."""
+        self.encoder.compile()
+        self._query_blocks = torch.compile(query_blocks, dynamic=True)
+
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) RGB in [0, 255] to what the encoder takes, on the model's device."""
-        return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+        return images.to(self.device, torch.float32, copy=True).sub_(self.pixel_mean).div_(self.pixel_std)
 
     def colours(self, images: Tensor, masks: Tensor) -> Tensor:
         """Return the table of whole normalised images and masks: see :func:`.query_inputs.colour_table`."""
@@ -203,7 +209,7 @@ class AIRM(nn.Module):
 
     def _unit(self, images: Tensor) -> Tensor:
         """Undo what :meth:`normalise` does, to values in [0, 1]."""
-        return (images * self.pixel_std + self.pixel_mean) / 255
+        return (images * self.pixel_std).add_(self.pixel_mean).div_(255)
 
     def query_maps(self, inputs: Tensor) -> Tensor | None:
         """Return what the mapping sees at q of (B, 4 + E, H, W) inputs of the encoder; None for nothing."""
@@ -273,7 +279,8 @@ class AIRM(nn.Module):
         inputs = self.encoder_input(images, masks, table)
         features, maps = self.encoder(inputs), self.query_maps(inputs)
         parameters = parameters or self.mapping(features)
-        return query_blocks(features, parameters, window, rows, cols, self.cell, chunk, maps).sigmoid()
+        where = window, rows, cols
+        return self._query_blocks(features, parameters, *where, self.cell, chunk, maps).sigmoid()
 
     @torch.no_grad()
     def _first_pass(self, inputs: Tensor) -> Tensor:

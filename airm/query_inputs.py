@@ -23,6 +23,7 @@ COMPUTED = ("colour", "local")
 """Those that are computed, in this order."""
 
 BINS = 16
+STRIP = 512  # rows
 LIMIT = 4.0  # of the log ratio: a colour that is e^4 times as frequent on one side is that side's
 PRIOR = 2.0  # pixels of each side that are taken to be of every colour
 # Windows are 7 pixels wide, RADIUS on each side, in an image that is smaller by these factors
@@ -70,10 +71,14 @@ def colour_table(images: Tensor, masks: Tensor) -> Tensor:
         (B, K^3) in [-1, 1], where 1 stands for a ratio of e^4 and more; near 0 for colours that are as frequent on both
         sides, and for all if one side is empty.
     """
-    index, weights = _bins(images.float()), masks.float().flatten(1)
+    histograms = [masks.new_zeros(len(masks), BINS**3, dtype=torch.float32) for _ in range(2)]
+    # In strips, as indices take twice the memory of an image
+    for image, mask in zip(images.split(STRIP, dim=2), masks.split(STRIP, dim=2), strict=True):
+        index, weights = _bins(image.float()), mask.float().flatten(1)
+        for histogram, side in zip(histograms, (weights, 1 - weights), strict=True):
+            histogram.scatter_add_(1, index, side)
     logs = []
-    for side in (weights, 1 - weights):
-        counts = _smooth(side.new_zeros(len(side), BINS**3).scatter_add_(1, index, side))
+    for counts in map(_smooth, histograms):
         logs.append(((counts + PRIOR / BINS**3) / (counts.sum(1, keepdim=True) + PRIOR)).log())
     return (logs[0] - logs[1]).clamp_(-LIMIT, LIMIT) / LIMIT
 

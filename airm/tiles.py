@@ -121,7 +121,7 @@ class BlockAxis(NamedTuple):
         while len(left):
             stop = self.latest(left[0]) + self.side
             reach = self.padded if stop == self.padded else stop - self.halo
-            last = left[max(np.searchsorted(self.edges[left + 1], reach, side="right") - 1, 0)]
+            last = left[max(int(np.searchsorted(self.edges[left + 1], reach, side="right")) - 1, 0)]
             groups.append((int(left[0]), int(last)))
             left = left[left > last]
         return groups
@@ -172,52 +172,69 @@ class Questions(NamedTuple):
     """(K,) int64."""
     image: Tensor
     """(K,) int64."""
-    pixels: tuple[Tensor, Tensor]
+    pixels: list[Tensor]
     """(K, BLOCK) int64 rows and columns of the next ratio's mask; where that ends, its last ones again."""
     rows: Tensor
     """(K, R) float32, in the frame of the window, which spans [-1, 1]."""
     cols: Tensor
     """(K, C)."""
-    shares: tuple[Tensor, Tensor]
+    shares: list[Tensor]
     """(K, BLOCK) of the second of two rows, or columns, of which a pixel is made; R is BLOCK if no pixel has two."""
-
-    @classmethod
-    def of(
-        cls, windows: Sequence[Window], grid: Sequence[GridAxis], size: Sequence[int], device: torch.device
-    ) -> "Questions":
-        """Make them on the host, and send them in one transfer as float32, since each transfer waits for the device."""
-        counts = [len(window.blocks) for window in windows]
-        images = np.array([window.image for window in windows])
-        parts = [np.repeat(np.arange(len(windows)), counts)[:, None], np.repeat(images, counts)[:, None]]
-        blocks = np.concatenate([window.blocks for window in windows])
-        for axis, (of_axis, n) in enumerate(zip(grid, size, strict=True)):
-            reads, share = resize_reads(of_axis.full, n)
-            reads = reads if share.any() else reads[:1]
-            pixels = (blocks[:, axis, None] * BLOCK + np.arange(BLOCK)).clip(max=n - 1)
-            spans = np.array([window.tile[axis][:2] for window in windows]).repeat(counts, axis=0)
-            inside = of_axis.position(reads[:, pixels]) - spans[:, :1]
-            positions = 2 * inside / (spans[:, 1:] - spans[:, :1]) - 1
-            parts += [pixels, share[pixels], np.concatenate([*positions], axis=1)]
-        sent = torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32)).to(device)
-        window, image, y, share_y, rows, x, share_x, cols = sent.split([part.shape[1] for part in parts], dim=1)
-        whole = (window.long()[:, 0], image.long()[:, 0], (y.long(), x.long()))
-        return cls(*whole, rows, cols, (share_y, share_x))
-
-    def of_windows(self, first: int, start: int, stop: int) -> "Questions":
-        """Return those of the blocks [start, stop), of windows that are counted from ``first`` on."""
-        y, x, share_y, share_x = (part[start:stop] for part in (*self.pixels, *self.shares))
-        window, image, rows, cols = (part[start:stop] for part in (self.window, self.image, self.rows, self.cols))
-        return Questions(window - first, image, (y, x), rows, cols, (share_y, share_x))
 
     def merge(self, answers: Tensor) -> Tensor:
         """Resize (K, R, C) values at the positions to the (K, BLOCK, BLOCK) pixels."""
         for dim, share in zip((1, 2), self.shares, strict=True):
             if answers.shape[dim] > BLOCK:
                 share = share.unsqueeze(3 - dim)
-                answers = torch.lerp(*answers.split(BLOCK, dim), share)
+                first, second = answers.split(BLOCK, dim)
+                answers = torch.lerp(first, second, share)
         return answers
 
     def place(self, values: Tensor, result: Tensor) -> None:
         """Put (K, BLOCK, BLOCK) pixels in their places in (B, 1, H, W)."""
         y, x = self.pixels
         result[self.image[:, None, None], 0, y[:, :, None], x[:, None]] = values
+
+
+class Plan(NamedTuple):
+    """What is asked of all windows of a ratio, on the device."""
+
+    asked: Tensor
+    """(K, 4 + R + C): window, image, row and column of the block, and the positions."""
+    shares: Sequence[Tensor]
+    """(H,) and (W,)."""
+    widths: list[int]
+    """1, 1, 2, R and C."""
+
+    @classmethod
+    def of(
+        cls, windows: Sequence[Window], grid: Sequence[GridAxis], size: Sequence[int], device: torch.device
+    ) -> "Plan":
+        """Make it on the host, and send it in one transfer as float32, since each transfer waits for the device."""
+        counts = [len(window.blocks) for window in windows]
+        blocks = np.concatenate([window.blocks for window in windows])
+        places, images = np.arange(len(windows)), np.array([window.image for window in windows])
+        parts, shares = [places.repeat(counts)[:, None], images.repeat(counts)[:, None], blocks], []
+        for axis, (of_axis, n) in enumerate(zip(grid, size, strict=True)):
+            reads, share = resize_reads(of_axis.full, n)
+            reads = reads if share.any() else reads[:1]
+            pixels = (blocks[:, axis, None] * BLOCK + np.arange(BLOCK)).clip(max=n - 1)
+            start, stop = np.array([window.tile[axis][:2] for window in windows]).repeat(counts, axis=0).T[:, :, None]
+            positions = [2 * (of_read[pixels] - start) / (stop - start) - 1 for of_read in of_axis.position(reads)]
+            parts.append(np.concatenate(positions, axis=1, dtype=np.float32))
+            shares.append(share)
+        asked = np.concatenate(parts, axis=1, dtype=np.float32)
+        flat = torch.from_numpy(np.concatenate([asked.ravel(), *shares], dtype=np.float32)).to(device)
+        first, *of_pixels = flat.split([asked.size, *size])
+        return cls(first.view(asked.shape), of_pixels, [part.shape[1] for part in parts])
+
+    def of_windows(self, first: int, start: int, stop: int) -> Questions:
+        """Return what is asked for the blocks [start, stop), of windows that are counted from ``first`` on."""
+        window, image, blocks, rows, cols = self.asked[start:stop].split(self.widths, dim=1)
+        steps = torch.arange(BLOCK, device=blocks.device)
+        pixels = [
+            (block[:, None].long() * BLOCK + steps).clamp(max=len(share) - 1)
+            for block, share in zip(blocks.unbind(1), self.shares, strict=True)
+        ]
+        shares = [share[of_block] for share, of_block in zip(self.shares, pixels, strict=True)]
+        return Questions(window[:, 0].long() - first, image[:, 0].long(), pixels, rows, cols, shares)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from patchdct.data.prepare import find_categories
 from patchdct.figures.panels import compare_panels
 from patchdct.predictor import Predictor
-from pixelmask.cli import add_import, import_code, run
+from pixelmask.cli import add_import, add_precision, import_code, run
 from pixelmask.config import load_cfg
 from pixelmask.drawing import draw_masks
 from pixelmask.errors import UserError
@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
     opts = [*args.opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(args.score_threshold)]
     cfg = load_cfg(args.config_file, [*opts, "MODEL.WEIGHTS", args.weights] if args.weights else opts)
     targets = plan_outputs(find_images(args.input, SUFFIXES, False, "media file"), args.output, args.overwrite)
-    predictor, categories = Predictor(cfg, keep_stages=args.stages), find_categories(cfg)
+    predictor, categories = Predictor(cfg, args.stages, args.precision), find_categories(cfg)
     names = [category["name"] for category in categories]
     painter = Painter(predictor, names, args.panel_size if args.stages else None)
     results, failures = Results(categories), []
@@ -159,6 +159,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below; default 0.5")
     add("--stages", action="store_true", help="show PatchDCT's stages and patches side by side")
     add("--panel-size", type=int, default=512, metavar="N", help="longer side of a panel in pixels; default 512")
+    add_precision(parser)
     add("--overwrite", action="store_true", help="replace files of the output folder")
     add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")

@@ -27,10 +27,11 @@ from torch import nn
 from airm.trainer import RefinementTrainer
 from patchdct.trainer import Trainer
 from pixelmask.checkpoint import SafeCheckpointer, load_trained
-from pixelmask.cli import add_import, import_code, run
+from pixelmask.cli import add_import, add_precision, import_code, run
 from pixelmask.config import load_cfg
 from pixelmask.engine import BaseTrainer, launch
 from pixelmask.engine.lazy import lazy_trainer, load_lazy, settings_of
+from pixelmask.engine.precision import set_precision
 from pixelmask.errors import UserError
 
 
@@ -64,6 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         return trainer.train()
     model = trainer_class.build_model(cfg)
     load_trained(model, weights_to_evaluate(cfg, args.resume))
+    set_precision(model, args.precision)
     results = trainer_class.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -85,6 +87,7 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
 def argument_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=__doc__)
     add_import(parser)
+    add_precision(parser)
     names, about = ("NAME", "JSON", "IMAGES"), "register a data set in COCO format; may be given several times"
     parser.add_argument("--dataset", nargs=3, action="append", default=[], metavar=names, help=about)
     return parser

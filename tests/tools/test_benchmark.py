@@ -101,7 +101,7 @@ def test_dtype_memory_format_and_compile_reach_the_head(config_file, monkeypatch
 
     monkeypatch.setattr(MaskNetwork, "forward", forward)
     monkeypatch.setattr(torch, "compile", lambda function: ("compiled", function.__name__))
-    measure(Case(config_file(), "head", 2), Settings(dtype="bf16", channels_last=True, compile=True, size=(96, 96)))
+    measure(Case(config_file(), "head", 2), Settings(precision="bf16", channels_last=True, compile=True, size=(96, 96)))
     assert seen == {
         "dtype": torch.bfloat16,
         "channels_last": True,
@@ -189,7 +189,7 @@ def test_compile_and_dtype_reach_the_encoder_of_airm(airm_file, monkeypatch):
         return features
 
     monkeypatch.setattr(AffinityEmpoweredEncoder, "_fuse", record)
-    settings = Settings(size=(64, 64), dtype="bf16", compile=True, warmup=0, repeats=1)
+    settings = Settings(size=(64, 64), precision="bf16", compile=True, warmup=0, repeats=1)
     measure(Case(airm_file, "refine", 1), settings)
     assert compiled == [True] and set(dtypes) == {torch.bfloat16}
 
