@@ -23,6 +23,7 @@ COMPUTED = ("colour", "local")
 """Those that are computed, in this order."""
 
 BINS = 16
+STRIP = 512  # rows
 LIMIT = 4.0  # of the log ratio: a colour that is e^4 times as frequent on one side is that side's
 PRIOR = 2.0  # pixels of each side that are taken to be of every colour
 # Windows are 7 pixels wide, RADIUS on each side, in an image that is smaller by these factors
@@ -70,10 +71,14 @@ def colour_table(images: Tensor, masks: Tensor) -> Tensor:
         (B, K^3) in [-1, 1], where 1 stands for a ratio of e^4 and more; near 0 for colours that are as frequent on both
         sides, and for all if one side is empty.
     """
-    index, weights = _bins(images.float()), masks.float().flatten(1)
+    histograms = [masks.new_zeros(len(masks), BINS**3, dtype=torch.float32) for _ in range(2)]
+    # In strips, as indices take twice the memory of an image
+    for image, mask in zip(images.split(STRIP, dim=2), masks.split(STRIP, dim=2), strict=True):
+        index, weights = _bins(image.float()), mask.float().flatten(1)
+        for histogram, side in zip(histograms, (weights, 1 - weights), strict=True):
+            histogram.scatter_add_(1, index, side)
     logs = []
-    for side in (weights, 1 - weights):
-        counts = _smooth(side.new_zeros(len(side), BINS**3).scatter_add_(1, index, side))
+    for counts in map(_smooth, histograms):
         logs.append(((counts + PRIOR / BINS**3) / (counts.sum(1, keepdim=True) + PRIOR)).log())
     return (logs[0] - logs[1]).clamp_(-LIMIT, LIMIT) / LIMIT
 
@@ -144,14 +149,14 @@ def _solve(matrix: dict[tuple[int, int], Tensor], right: list[Tensor]) -> Tensor
 
 def _mean(x: Tensor) -> Tensor:
     """Return the means over the window of each pixel, as far as it is in the image."""
-    counts = torch.ones_like(x[:1, :1])
-    return _sum(_sum(x, 2), 3) / _sum(_sum(counts, 2), 3)
+    ones = x.new_ones(x.shape[1], 1, 2 * RADIUS + 1, 2 * RADIUS + 1)
+    rows, cols = (_counts(n, x) for n in x.shape[2:])
+    with torch.autocast(x.device.type, enabled=False):  # covariances are differences of nearly equal numbers
+        sums = F.conv2d(x, ones, padding=RADIUS, groups=x.shape[1])
+    return sums / (rows[:, None] * cols)
 
 
-def _sum(x: Tensor, axis: int) -> Tensor:
-    """Add up the 7 values around each along an axis, as four and two and one: faster than pooling."""
-    n = x.shape[axis]
-    padded = F.pad(x, (RADIUS, RADIUS) if axis == 3 else (0, 0, RADIUS, RADIUS))
-    two = padded.narrow(axis, 0, n + 5) + padded.narrow(axis, 1, n + 5)
-    four = two.narrow(axis, 0, n) + two.narrow(axis, 2, n)
-    return four + two.narrow(axis, 4, n) + padded.narrow(axis, 6, n)
+def _counts(n: int, like: Tensor) -> Tensor:
+    """Return how many of n positions are in the window of each."""
+    steps = torch.arange(n, device=like.device)
+    return (steps.clamp(max=RADIUS) + steps.flip(0).clamp(max=RADIUS) + 1).to(like.dtype)

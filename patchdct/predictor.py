@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from pixelmask.checkpoint.checkpointer import load_trained
 from pixelmask.config import find_device
 from pixelmask.engine.build import build_model
+from pixelmask.engine.precision import set_precision
 from pixelmask.errors import UserError
 
 from .mask_head import MaskRCNNPatchDCTHead
@@ -23,16 +24,17 @@ from .mask_head import MaskRCNNPatchDCTHead
 class Predictor:
     """A model with trained weights, from an image to its instances."""
 
-    def __init__(self, cfg: CfgNode, keep_stages: bool = False):
+    def __init__(self, cfg: CfgNode, keep_stages: bool = False, precision: str = "fp32"):
         """
         Args:
             cfg: ``MODEL.WEIGHTS`` is to name a checkpoint of a trained model, which is read as data
                 (:class:`~pixelmask.checkpoint.SafeCheckpointer`).
             keep_stages: whether instances also get ``pred_coarse_masks`` and ``pred_patch_labels``.
+            precision: "fp32", "bf16" or "fp16", see :func:`~pixelmask.engine.precision.set_precision`.
 
         Raises:
             UserError: if there are no weights, or weights that leave a part of the model random, if the model has no
-                stages to keep, or if there is no such device.
+                stages to keep, or if there is no such device or the device not this precision.
         """
         weights = cfg.MODEL.WEIGHTS
         if not weights or "ImageNetPretrained" in weights:
@@ -52,6 +54,7 @@ class Predictor:
                 )
             head.keep_stages = True
         load_trained(self.model, weights)
+        set_precision(self.model, precision)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
 

@@ -107,6 +107,12 @@ def run_tool(command: Sequence[str]) -> int:
             raise
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add ``--precision``, of inference."""
+    text = "of inference: fp32, the default, or bf16 or fp16, by torch.autocast"
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=text)
+
+
 def positive(text: str) -> int:
     """Read a whole number of at least 1, as ``type`` of an argument."""
     number = int(text)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from patchdct.data.prepare import find_categories
 from patchdct.figures.panels import compare_panels
 from patchdct.predictor import Predictor
-from pixelmask.cli import add_import, bounded, import_code
+from pixelmask.cli import add_import, add_precision, bounded, import_code
 from pixelmask.config import load_cfg
 from pixelmask.drawing import draw_masks
 from pixelmask.engine.launch import launch_shards
@@ -123,10 +123,11 @@ def main(args: argparse.Namespace) -> None:
     items = plan_outputs(find_images(args.input, SUFFIXES, False, "media file"), args.output)
     outputs = [*(path for item in items.values() for path in item.outputs), *(args.output / name for name in FILES)]
     check_output(args.output, outputs, args.resume, args.overwrite)
-    predictor, categories = Predictor(cfg, keep_stages=args.stages), find_categories(cfg)
+    predictor, categories = Predictor(cfg, args.stages, args.precision), find_categories(cfg)
     names = [category["name"] for category in categories]
     painter = Painter(predictor, names, args.panel_size if args.stages else None)
-    about = identify(cfg, cfg.MODEL.WEIGHTS) | {"categories": categories, "--stages": painter.panel_size}
+    options = {"categories": categories, "--stages": painter.panel_size, "--precision": args.precision}
+    about = identify(cfg, cfg.MODEL.WEIGHTS) | options
 
     def work(name: str) -> dict[str, Any]:
         return process(items[name].inputs[0], items[name].outputs[0], painter)
@@ -168,6 +169,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="longer side of a panel; default 512",
     )
     add("--resume", action="store_true", help="go on with an interrupted run")
+    add_precision(parser)
     add("--overwrite", action="store_true", help="replace files of the output folder")
     add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")

@@ -45,7 +45,7 @@ from airm.instances.evaluation import compare_instances
 from airm.instances.work import InstanceImage, Work, in_order
 from patchdct.data.prepare import find_categories
 from patchdct.predictor import Predictor
-from pixelmask.cli import add_import, import_code, print_table
+from pixelmask.cli import add_import, add_precision, import_code, print_table
 from pixelmask.config import load_cfg
 from pixelmask.data.coco_file import CocoFile
 from pixelmask.engine.launch import launch_shards
@@ -59,8 +59,8 @@ OUTPUTS = ("refined.json", "coarse.json", "images.json", "evaluation.json", "ove
 COUNTS = ("refined", "changed", "emptied", "refused")
 # Options that make the results what they are
 DECISIVE = (
-    *("results", "config_file", "weights", "opts", "annotations", "refiner"),
-    *("margin", "min_side", "min_area", "tile_size", "max_memory", "min_confidence", "min_score", "resolution"),
+    *("results", "config_file", "weights", "opts", "annotations", "refiner", "margin", "min_side", "min_area"),
+    *("tile_size", "max_memory", "min_confidence", "min_score", "resolution", "precision"),
 )
 
 Results: TypeAlias = list[dict[str, Any]]
@@ -69,14 +69,16 @@ Detector: TypeAlias = tuple[list[dict[str, Any]], FindMasks, dict[str, str]]
 """The categories of its results, what makes these of an image, and what tells the model from others."""
 
 
-def load_detector(config_file: str, weights: str | None, opts: Sequence[str], truth: CocoFile | None) -> Detector:
+def load_detector(
+    config_file: str, weights: str | None, opts: Sequence[str], truth: CocoFile | None, precision: str = "fp32"
+) -> Detector:
     """Load a model, whose classes are the categories of ``truth`` if that is given, in the order of their ids.
 
     Raises:
         UserError: as :class:`~patchdct.predictor.Predictor`, or if the model has another number of classes.
     """
     cfg = load_cfg(config_file, [*opts, "MODEL.WEIGHTS", weights] if weights else opts)
-    predictor = Predictor(cfg)
+    predictor = Predictor(cfg, precision=precision)
     if truth is None:
         categories = find_categories(cfg)
     else:
@@ -220,11 +222,13 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     check_output(args.output, [args.output / name for name in OUTPUTS], args.resume, args.overwrite)
     work = Work.of(args.images, args.results, args.annotations)
     limits = args.tile_size, args.max_memory, args.min_confidence, args.guard, args.resolution
-    refiner = Refiner(args.refiner, args.device, None, *limits)
+    refiner = Refiner(args.refiner, args.device, None, *limits, args.precision, args.compile)
     instances = InstanceRefiner(refiner, args.margin, args.batch_size, args.min_side, args.min_area)
     if work.results is None:
         config_file, opts = args.config_file or find_detector_config(args.weights), ["MODEL.DEVICE", args.device]
-        categories, find_masks, detector = load_detector(config_file, args.weights, [*opts, *args.opts], work.truth)
+        categories, find_masks, detector = load_detector(
+            config_file, args.weights, [*opts, *args.opts], work.truth, args.precision
+        )
     else:
         categories, find_masks, detector = [], masks_by_image(work.results), {}
     about, items = describe(args, refiner, detector), items_of(work, args.results)
@@ -262,11 +266,13 @@ def argument_parser() -> argparse.ArgumentParser:
     every = "take every refinement, however far it goes and unsure it is"
     add("--no-guard", dest="guard", action="store_const", const=None, default=GUARD, help=every)
     add("--batch-size", type=int, default=8, metavar="N", help="crops of one size that are refined at once; default 8")
-    add("--tile-size", type=int, metavar="N", help="side in pixels of tiles in large crops; 0 for none")
+    add("--tile-size", type=int, metavar="N", help="side in pixels of tiles in larger crops; 0 for none")
     add("--max-memory", type=float, metavar="GIB", help="memory to take beyond the loaded models', by smaller tiles")
     add("--min-confidence", type=float, metavar="C", help="keep the coarse mask where |2 p - 1| < C, from 0 to 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="cpu or cuda; default: cuda where there is one")
+    add_precision(parser)
+    add("--compile", action="store_true", help="torch.compile the refiner: for many images, with a compiler")
     add("--overlays", action="store_true", help="also write pictures of the masks before and after")
     add("--resume", action="store_true", help="go on with an interrupted run")
     add("--overwrite", action="store_true", help="replace files of the output folder")

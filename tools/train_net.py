@@ -28,12 +28,13 @@ from torch import nn
 from airm.trainer import RefinementTrainer
 from patchdct.trainer import Trainer
 from pixelmask.checkpoint import SafeCheckpointer, load_trained
-from pixelmask.cli import add_import, import_code, run
+from pixelmask.cli import add_import, add_precision, import_code, run
 from pixelmask.config import find_device, load_cfg, says
 from pixelmask.data.coco_format import with_classes_of_data
 from pixelmask.engine import BaseTrainer, launch
 from pixelmask.engine.lazy import lazy_trainer, load_lazy, settings_of
 from pixelmask.engine.log import default_setup, logged
+from pixelmask.engine.precision import set_precision
 from pixelmask.errors import UserError
 from pixelmask.files import only_writer
 
@@ -79,6 +80,7 @@ def train_or_evaluate(
         return trainer.train()
     model = trainer_class.build_model(cfg)
     load_trained(model, weights_to_evaluate(cfg, args.resume))
+    set_precision(model, args.precision)
     results = trainer_class.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -100,6 +102,7 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
 def argument_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=__doc__)
     add_import(parser)
+    add_precision(parser)
     names, about = ("NAME", "JSON", "IMAGES"), "register a data set in COCO format; may be given several times"
     parser.add_argument("--dataset", nargs=3, action="append", default=[], metavar=names, help=about)
     return parser

@@ -28,10 +28,10 @@ from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 from pixelmask.rle import decode, encode, to_rle
 
-from ..coarse_to_fine import grid_axis
 from ..guard import find_resolution, guard_mask
 from ..refine.memory import estimate_peak
 from ..refiner import Refiner
+from ..tiles import grid_axis
 
 SMALLEST_MARGIN = 32  # pixels around an instance; below, the network sees next to nothing of what is not the object
 SIDE_STEP = 32  # sides of crops are multiples of this where the image allows it, so that several have one size

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from detectron2.utils import comm
 
+from pixelmask.cli import add_precision
 from pixelmask.engine.launch import launch_shards
 from pixelmask.errors import UserError
 from pixelmask.images import read_picture, write_picture
@@ -34,7 +35,7 @@ from .example import write_example
 from .files import Job, match_files, plan_jobs
 
 # Options that make the results what they are
-DECISIVE = ("tile_size", "max_memory", "min_confidence", "resolution", "soft")
+DECISIVE = ("tile_size", "max_memory", "min_confidence", "resolution", "precision", "soft")
 
 
 def process(job: Job, refiner: Refiner, soft: bool, progress: bool) -> None:
@@ -89,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
     jobs = plan_jobs(matches, single, args.output, args.change, args.side_by_side)
     written = sorted(path for job in jobs.values() for path in job.written)
     check_output(None if single else args.output, written, args.resume, args.overwrite)
-    refiner = Refiner(args.weights, args.device, args.config, *limits)
+    refiner = Refiner(args.weights, args.device, args.config, *limits, args.precision, args.compile)
     failures = []
     if not single:
         failures = refine_folder(jobs, refiner, args)
@@ -123,13 +124,16 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE", help="of the model; default: the checkpoint's own, or config.yaml beside it")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="cpu or cuda; default: cuda where there is one")
-    add("--tile-size", type=int, metavar="N", help="side of tiles in pixels; 0 for whole images, as in the paper")
+    tiles = "side of tiles in pixels, 0 for whole images, as in the paper; default: the config's, or 512"
+    add("--tile-size", type=int, metavar="N", help=tiles)
     add("--max-memory", type=float, metavar="GIB", help="memory to take beyond the loaded model's, by smaller tiles")
     add("--min-confidence", type=float, metavar="C", help="keep the coarse mask where |2 p - 1| < C, from 0 to 1")
     every = "take every refinement, however far it goes and unsure it is"
     add("--no-guard", dest="guard", action="store_const", const=None, default=GUARD, help=every)
     grid = "masks were made of N x N cells in their boxes, by which the guard knows what is far; default: of pixels"
     add("--resolution", type=int, metavar="N", help=grid)
+    add_precision(parser)
+    add("--compile", action="store_true", help="torch.compile the network: for many images, with a compiler")
     add("--soft", action="store_true", help="write probabilities, 0 to 255, instead of 0 and 255")
     change = "also write refined minus coarse mask: 128 for no change, 255 for added, 1 for removed"
     add("--change", nargs="?", type=Path, const=True, default=False, metavar="PATH", help=change)
