@@ -46,8 +46,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     # Rank of the predicted weights, parameter `r` in Eq. 6, and the hypernetwork's channels, stride 2 each
     airm.RANK = 20
     airm.HYPERNETWORK_CHANNELS = [32, 64, 64]
-    # Of "mask", "image", "colour" and "local", what the mapping also sees at each pixel, see airm/query_inputs.py; not
-    # of the paper. The last two, which are computed from image and mask, the encoder sees, too
+    # Of "mask", "image", "colour", "local" and "walk", what the mapping also sees at each pixel; not of the paper, see
+    # airm/query_inputs/. The last three, which are computed from image and mask, the encoder sees, too
     airm.QUERY_INPUTS = []
     # Whether training has the affinity loss, and how far apart in its grid two positions may be, parameter `R`
     airm.AFFINITY = True
