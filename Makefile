@@ -7,7 +7,7 @@ WORKERS ?= 2
 # Of fuzz: how long, and which of the endless rows of damaged files
 MINUTES ?= 20
 SEED ?= 1
-# Of photo-model: where the data sets are, what is trained on them, with which seeds, and the file of the first one
+# Of photo-model: where the data set is, what is trained on it, with which seeds, and the file of the first one
 DATA ?= datasets
 ECSSD ?= $(DATA)/ECSSD
 CONFIG ?= configs/airm/small/airm_photo.yaml
@@ -49,11 +49,9 @@ demo-photo: install ## refine a rough outline of a photo with the weights that c
 	$(RUN) -m airm.refine --example --overwrite
 
 # Repeated after an interruption, it goes on with the training
-photo-model: install ## make these weights anew (half an hour a seed): DATA=folder of the data sets, SEEDS="1 2 3"
+photo-model: install ## make these weights anew (a quarter of an hour a seed): DATA=folder of ECSSD/, SEEDS="1 2 3"
 	mkdir -p datasets/photo && ln -sfn $(abspath $(ECSSD)) datasets/photo/ecssd
 	$(RUN) datasets/prepare_refinement.py --split datasets/photo/ecssd --output datasets/photo
-	$(RUN) datasets/prepare_refinement.py --instances $(DATA)/coco128/instances.json $(DATA)/coco128/images --output datasets/photo/instances/coco128
-	$(RUN) datasets/prepare_refinement.py --instances $(DATA)/coco/annotations/instances_train2017.json $(DATA)/coco/train2017 --output datasets/photo/instances/coco
 	for seed in $(SEEDS); do $(RUN) tools/train_net.py --config-file $(CONFIG) --resume SEED $$seed OUTPUT_DIR output/airm_photo_$$seed || exit; done
 	$(RUN) tools/convert_weights.py --half output/airm_photo_$(firstword $(SEEDS)) $(PHOTO_WEIGHTS) --overwrite
 
