@@ -25,7 +25,7 @@ endef
 export TELL_OF_ANOTHER
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-airm demo-photo photo-model test test-gpu fuzz docs-check lint types doctor clean
+.PHONY: help install demo demo-airm demo-photo photo-model test test-gpu fuzz docs-check docs-site lint types doctor clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,7 +35,7 @@ install: $(STAMP) ## install everything into .venv, Detectron2 included unless t
 $(STAMP): pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_pypi_shims.py
 	@test -x $(RUN) || $(PYTHON) -c "$$TELL_OF_ANOTHER"
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --editable '.[test,dev]' $(addprefix --constraint ,$(CONSTRAINTS))
+	$(RUN) -m pip install --editable '.[test,dev,docs]' $(addprefix --constraint ,$(CONSTRAINTS))
 	$(RUN) tools/install_detectron2.py
 	@touch $@
 
@@ -79,6 +79,12 @@ fuzz: install ## damage real files for MINUTES=20 of row SEED=1: each is read or
 # A page is executed by one process, from top to bottom
 docs-check: install ## execute every command of the documentation, on small models and drawn data
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadscope tests/docs/commands.py $(PYTEST_ARGS)
+
+# Staged as they lie here, for their links; of what is no page only what they link to
+docs-site: install ## make a site of the documentation, with a search, in build/site; a link that leads nowhere is an error
+	rm -rf build/docs && mkdir -p build/docs
+	cp -r --parents *.md docs configs airm/pretrained/README.md datasets/README.md tools/README.md patchdct/*.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 lint: install ## check format and style, and which package may import which
 	$(RUN) -m ruff format --check .

@@ -2,16 +2,15 @@
 
 At each ratio the encoder sees image and mask at that share of their resolution, and the mapping is queried at the
 pixels of the full one; resized, its output is the mask of the next ratio. Of these pixels only those are queried which
-the resizing reads. Large inputs can be encoded in tiles, and then, above the first ratio, only where the mask is
-undecided.
+the resizing reads. Large inputs can be encoded in tiles; then, above the first ratio, only pixels are refined near
+which the mask is undecided, and only tiles encoded that have some (:mod:`.tiles`).
 
 Letters: B images of one size with a mask each, (H, W) their pixels, (h, w) those at a ratio.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-ALIGNMENT = 16
-"""Sides of an encoder input are multiples of this, the stride of its last stage, so that features keep their places."""
-SMALLEST_SIDE = 32
+from .tiles import BLOCK, GridAxis, Plan, Tile, Window, grid_axis, place_windows, resize_reads, tile_side
 
 Network = Callable[..., Tensor]
-"""As :meth:`AIRM.step`: images, masks, rows, columns, chunk and what a ratio's steps share, to probabilities."""
+"""As :meth:`AIRM.step` or :meth:`AIRM.step_at`, to probabilities."""
 
 
 @dataclass(frozen=True)
@@ -34,148 +31,13 @@ class Settings:
     ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)
     min_size_test: int = 0
     padding: int = 32
-    query_chunk: int = 16384
+    query_chunk: int = 8192
     tile_size: int = 0
     tile_halo: int = 32
+    batch_pixels: int = 2**18
     repeat_below: float = 0.0
     undecided: float = 0.01
     min_confidence: float = 0.0
-
-
-class GridAxis(NamedTuple):
-    """One side of an image at a ratio: its pixels with the reflected border on both ends."""
-
-    full: int
-    """Pixels of the image at its own resolution."""
-    size: int
-    """Pixels at the ratio, without border."""
-    before: int
-    """Width of the border before them."""
-    padded: int
-    """Pixels with the border, a multiple of ALIGNMENT."""
-
-    def reflect(self, device: torch.device) -> Tensor:
-        """(padded,) indices into the ``size`` pixels that put the reflected border around them."""
-        last = self.size - 1
-        steps = torch.arange(-self.before, self.padded - self.before, device=device).abs() % max(2 * last, 1)
-        return torch.minimum(steps, 2 * last - steps)
-
-    def position(self, pixels: np.ndarray) -> np.ndarray:
-        """Return where the centres of pixels of the full resolution lie, in pixels of the padded grid."""
-        return (pixels + 0.5) * (self.size / self.full) + self.before
-
-
-def grid_axis(full: int, ratio: float, padding: int) -> GridAxis:
-    """Return the grid of a side of ``full`` pixels at a ratio.
-
-    The border is ``padding`` pixels of the full resolution, less what makes the sum no multiple of ALIGNMENT.
-    """
-    size = max(1, round(full * ratio))
-    padded = (size + 2 * round(padding * ratio)) // ALIGNMENT * ALIGNMENT
-    padded = max(padded, -(-size // ALIGNMENT) * ALIGNMENT, SMALLEST_SIDE)
-    return GridAxis(full, size, (padded - size) // 2, padded)
-
-
-class Span(NamedTuple):
-    """One side of a tile: what is encoded, [start, stop), and its core, whose queries it answers, [low, high)."""
-
-    start: int
-    stop: int
-    low: int
-    high: int
-
-
-class Tile(NamedTuple):
-    """A window of the padded grid."""
-
-    rows: Span
-    cols: Span
-
-    def of(self, x: Tensor) -> Tensor:
-        """Cut the window out of (B, C, padded h, padded w)."""
-        return x[:, :, self.rows.start : self.rows.stop, self.cols.start : self.cols.stop]
-
-
-def split_axis(n: int, tile_size: int, halo: int) -> list[Span]:
-    """Cover n pixels, a multiple of ALIGNMENT, by windows of ``tile_size`` that overlap by at least 2 halo.
-
-    Args:
-        n: pixels of the padded grid.
-        tile_size: side of a window, halo included; 0 or at least n: one window.
-        halo: context around a core; at the ends of the grid there is none, and less where a window has no room for it.
-    """
-    tile_size = max(tile_size // ALIGNMENT * ALIGNMENT, SMALLEST_SIDE) if tile_size > 0 else n
-    if tile_size >= n:
-        return [Span(0, n, 0, n)]
-    step = max((tile_size - 2 * halo) // ALIGNMENT * ALIGNMENT, ALIGNMENT)
-    count = -(-(n - tile_size) // step) + 1
-    starts = [round(i * (n - tile_size) / (count - 1) / ALIGNMENT) * ALIGNMENT for i in range(count)]
-    cuts = [0, *((starts[i] + tile_size + starts[i + 1]) // 2 for i in range(count - 1)), n]
-    return [Span(start, start + tile_size, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
-
-
-def resize_reads(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what ``interpolate(mode="bilinear", align_corners=False)`` reads to make n_out pixels of n_in.
-
-    Returns:
-        (2, n_out) int64, the two pixels that each is made of, and (n_out,) the share of the second.
-    """
-    position = ((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5).clip(0, n_in - 1)
-    before = position.astype(np.int64)
-    return np.stack([before, (before + 1).clip(max=n_in - 1)]), position - before
-
-
-class _Answer(NamedTuple):
-    """What one tile has to say along one axis of the next ratio's mask."""
-
-    chosen: slice
-    """The pixels of that mask whose centres are in the tile's core."""
-    queries: Tensor
-    """(Q,) the pixels of the full resolution that they are resized from, in the tile's frame, which spans [-1, 1]."""
-    reads: Tensor
-    """(2, n) the two queries that each is made of."""
-    share: Tensor
-    """(n,) of the second."""
-
-    def merge(self, values: Tensor, dim: int) -> Tensor:
-        """Resize the values at the queries along one axis to the chosen pixels."""
-        first, second = (values.index_select(dim, indices) for indices in self.reads)
-        return torch.lerp(first, second, self.share[:, None] if dim == 2 else self.share)
-
-
-def _plan_axis(grid: GridAxis, n: int, spans: Sequence[Span]) -> list[_Answer]:
-    """Plan what each span of a padded grid has to say of the n pixels of the next ratio's mask along its axis."""
-    reads, share = resize_reads(grid.full, n)
-    # Their centres in pixels of this ratio's padded grid, ascending
-    positions = grid.position((np.arange(n) + 0.5) * (grid.full / n) - 0.5)
-    answers = []
-    for span in spans:
-        low, high = np.searchsorted(positions, (span.low, span.high))
-        pixels, inverse = np.unique(reads[:, low:high], return_inverse=True)
-        queries = 2 * (grid.position(pixels) - span.start) / (span.stop - span.start) - 1
-        parts = (torch.from_numpy(x) for x in (queries, inverse.reshape(2, -1), share[low:high]))
-        answers.append(_Answer(slice(int(low), int(high)), *parts))
-    return answers
-
-
-def _plan(
-    tiles: Sequence[Tile], grid: Sequence[GridAxis], size: Sequence[int], device: torch.device
-) -> list[tuple[Tile, _Answer, _Answer]]:
-    """Plan what tiles have to say of the next ratio's mask, of ``size``, and leave out those that have nothing to say.
-
-    All of it is made on the host and sent in one transfer as float32, since each transfer waits for the device.
-    """
-    spans = [list(dict.fromkeys(of_axis)) for of_axis in zip(*tiles, strict=True)]
-    plans = [_plan_axis(axis, n, of_axis) for axis, n, of_axis in zip(grid, size, spans, strict=True)]
-    parts = [part for plan in plans for answer in plan for part in answer[1:]]
-    flat = torch.cat([part.flatten().float() for part in parts]).to(device)
-    sent = iter(flat.split([part.numel() for part in parts]))
-    rows, cols = (
-        {span: _Answer(answer.chosen, next(sent), next(sent).long().view(2, -1), next(sent)) for span, answer in pairs}
-        for pairs in (list(zip(of_axis, plan, strict=True)) for of_axis, plan in zip(spans, plans, strict=True))
-    )
-    planned = [(tile, rows[tile.rows], cols[tile.cols]) for tile in tiles]
-    return [(tile, y, x) for tile, y, x in planned if len(y.queries) and len(x.queries)]
 
 
 class CoarseToFine:
@@ -187,8 +49,9 @@ class CoarseToFine:
         images: Tensor,
         settings: Settings,
         progress: bool = False,
-        predict: Callable[[Tensor, Tensor], Any] | None = None,
+        predict: Callable[..., Any] | None = None,
         colours: Callable[[Tensor, Tensor], Tensor] | None = None,
+        step_at: Network | None = None,
     ):
         """
         Args:
@@ -199,9 +62,11 @@ class CoarseToFine:
             predict: from images and masks to what the tiles of a ratio have in common, see :meth:`AIRM.predict`.
             colours: from images and masks of a ratio to what the network is to know of all their colours, see
                 :meth:`AIRM.colours`.
+            step_at: the network, asked at some positions of several windows; by default by way of ``step``, which then
+                answers for more than that.
         """
         self.step, self.settings, self.progress = step, settings, progress
-        self.predict, self.colours = predict, colours
+        self.predict, self.colours, self.step_at = predict, colours, step_at or self._step_at
         longer = max(images.shape[2:])
         ratios = settings.ratios
         used = [r for r in ratios[:-1] if longer * r >= settings.min_size_test] + list(ratios[-1:])
@@ -242,10 +107,9 @@ class CoarseToFine:
         return torch.where(moved[:, None, None, None], again, refined)
 
     def tiles(self, level: int) -> list[Tile]:
-        """Return all windows in which a ratio can be encoded."""
-        settings = self.settings
-        rows, cols = (split_axis(axis.padded, settings.tile_size, settings.tile_halo) for axis in self.grids[level])
-        return [Tile(*spans) for spans in itertools.product(rows, cols)]
+        """Return the windows in which all of a ratio would be encoded."""
+        windows = self._place(level, np.ones((1, *self._blocks(level)), bool))
+        return [window.tile for window in windows]
 
     def refine_ratio(self, level: int, masks: Tensor) -> tuple[Tensor, list[Tile]]:
         """Refine at one ratio. Subclasses override this to see, or to replace, what becomes of each.
@@ -256,47 +120,114 @@ class CoarseToFine:
 
         Returns:
             (B, 1, h', w') masks at the resolution of the next ratio, after the last one at the images' own; and the
-            tiles that were encoded, for all masks if they are undecided in one.
+            tiles that were encoded.
         """
-        grid = self.grids[level]
-        last = level + 1 == len(self.grids)
-        size = [axis.full for axis in grid] if last else [axis.size for axis in self.grids[level + 1]]
-        images, padded = (_pad(x, grid) for x in (self.images[level], masks))
+        if not self.settings.tile_size or (level == 0 and not self._is_tiled(level)):
+            return self._refine_whole(level, masks), self.tiles(level)
         # What no tile answers keeps the coarser mask
-        result = F.interpolate(masks, tuple(size), mode="bilinear", align_corners=False)
-        tiles = self.tiles(level)
-        encoded = self._undecided(tiles, padded) if level > 0 and len(tiles) > 1 else tiles
-        planned = _plan(encoded, grid, size, masks.device) if encoded else []
-        shared = self._share(level, masks, images, padded) if planned else ()
+        result = F.interpolate(masks, self._size(level), mode="bilinear", align_corners=False)
+        undecided = self._undecided(result) if level > 0 else np.ones((len(masks), *self._blocks(level)), bool)
+        windows = self._place(level, undecided)
+        if windows:
+            self._refine_windows(level, masks, windows, result)
+        return result, [window.tile for window in windows]
+
+    def _refine_whole(self, level: int, masks: Tensor) -> Tensor:
+        grid, reads = self.grids[level], []
+        for axis, n in zip(grid, self._size(level), strict=True):
+            indices, share = resize_reads(axis.full, n)
+            pixels, inverse = np.unique(indices, return_inverse=True)
+            reads.append((2 * axis.position(pixels) / axis.padded - 1, inverse.reshape(2, -1), share))
+        # One transfer, since each waits for the device
+        flat = torch.from_numpy(np.concatenate([part.flatten() for of_axis in reads for part in of_axis]))
+        sent = flat.float().to(masks.device).split([part.size for of_axis in reads for part in of_axis])
+        rows, cols = sent[0], sent[3]
+        images, padded = (_pad(x, grid) for x in (self.images[level], masks))
         chunk = max(1, self.settings.query_chunk // len(masks))
+        shared = () if self.colours is None else (None, self.colours(self.images[level], masks))
+        answer = self.step(images, padded, rows, cols, chunk, *shared)
+        for dim, (inverse, share) in ((2, sent[1:3]), (3, sent[4:6])):
+            first, second = (answer.index_select(dim, read) for read in inverse.long().view(2, -1))
+            answer = torch.lerp(first, second, share[:, None] if dim == 2 else share)
+        return answer
+
+    def _refine_windows(self, level: int, masks: Tensor, windows: Sequence[Window], result: Tensor) -> None:
+        """Put what windows answer in its place in ``result``."""
+        grid, settings = self.grids[level], self.settings
+        plan = Plan.of(windows, grid, self._size(level), masks.device)
+        parameters, tables = self._share(level, masks)
+        ends = np.cumsum([0, *(len(window.blocks) for window in windows)])
+        rows, cols = windows[0].tile
+        at_once = max(1, settings.batch_pixels // ((rows.stop - rows.start) * (cols.stop - cols.start)))
         title = f"ratio {level + 1} of {len(self.grids)}"
-        for tile, rows, cols in tqdm(planned, desc=title, disable=not self.progress):
-            answer = self.step(tile.of(images), tile.of(padded), rows.queries, cols.queries, chunk, *shared)
-            result[..., rows.chosen, cols.chosen] = cols.merge(rows.merge(answer, 2), 3)
-        return result, [tile for tile, *_ in planned]
+        for first in tqdm(range(0, len(windows), at_once), desc=title, disable=not self.progress):
+            batch = windows[first : first + at_once]
+            asked = plan.of_windows(first, ends[first], ends[first + len(batch)])
+            images, coarse = (_cut(x, grid, batch) for x in (self.images[level], masks))
+            shared: tuple[Any, ...] = () if parameters is None and tables is None else (parameters,)
+            if parameters is not None and len(parameters[0][0]) > 1:
+                shared = ([tuple(_take(x, batch) for x in layer) for layer in parameters],)
+            if tables is not None:
+                shared += (_take(tables, batch),)
+            where = asked.window, asked.rows, asked.cols
+            answers = self.step_at(images, coarse, *where, settings.query_chunk, *shared)
+            asked.place(asked.merge(answers), result)
 
-    def _undecided(self, tiles: Sequence[Tile], masks: Tensor) -> list[Tile]:
-        """Return the tiles in which (B, 1, padded h, padded w) masks are undecided; waits for the device once."""
-        undecided = []
-        for tile in tiles:
-            mask = tile.of(masks)
-            low, high = mask.aminmax()
-            between = (mask > self.settings.undecided) & (mask < 1 - self.settings.undecided)
-            undecided.append(between.any() | (low < 0.5) & (high > 0.5))
-        return list(itertools.compress(tiles, torch.stack(undecided).tolist()))
+    def _undecided(self, masks: Tensor) -> np.ndarray:
+        """Return (B, n, m): in which blocks, and beside which, masks are undecided; waits for the device once."""
+        highest, lowest = (F.max_pool2d(x, BLOCK, ceil_mode=True) for x in (masks, -masks))
+        highest, lowest = (F.max_pool2d(x, 3, 1, 1) for x in (highest, lowest))
+        undecided = (highest > self.settings.undecided) & (lowest > self.settings.undecided - 1)
+        return undecided[:, 0].cpu().numpy()
 
-    def _share(self, level: int, masks: Tensor, images: Tensor, padded: Tensor) -> tuple[Any, ...]:
-        """Return what all steps of a ratio get: the mapping, if there are tiles, and the colours.
+    def _share(self, level: int, masks: Tensor) -> tuple[Any, Tensor | None]:
+        """Return what all windows of a ratio get: the mapping, if there are several, and the table of colours.
 
-        The mapping is predicted from the whole of the padded images and masks, shrunk to the size of a tile.
+        The mapping is predicted from the whole of images and masks, shrunk to the size of a window.
         """
-        table = () if self.colours is None else (self.colours(self.images[level], masks),)
-        if self.predict is None or len(self.tiles(level)) == 1:
-            return (None, *table) if table else ()
-        scale = self.settings.tile_size / max(images.shape[2:])
-        size = [max(round(n * scale / ALIGNMENT) * ALIGNMENT, SMALLEST_SIDE) for n in images.shape[2:]]
-        shrunk = (F.interpolate(x, size, mode="bilinear", antialias=True) for x in (images, padded))
-        return (self.predict(*shrunk, *table), *table)
+        tables = None if self.colours is None else self.colours(self.images[level], masks)
+        if self.predict is None or not self._is_tiled(level):
+            return None, tables
+        grid = self.grids[level]
+        scale = self.settings.tile_size / max(axis.padded for axis in grid)
+        small = [grid_axis(axis.full, scale * axis.size / axis.full, self.settings.padding) for axis in grid]
+        shrunk = (_pad(_resize(x, small), small) for x in (self.images[level], masks))
+        return self.predict(*shrunk, *(() if tables is None else (tables,))), tables
+
+    def _step_at(
+        self, images: Tensor, masks: Tensor, window: Tensor, rows: Tensor, cols: Tensor, chunk: int, *shared: Any
+    ) -> Tensor:
+        """Ask each window for a grid of all its rows and columns."""
+        answers = rows.new_empty(len(rows), rows.shape[1], cols.shape[1])
+        for i in range(len(images)):
+            own = window == i
+            (y, of_y), (x, of_x) = (positions[own].unique(return_inverse=True) for positions in (rows, cols))
+            others = [part[i : i + 1] if isinstance(part, Tensor) else part for part in shared]
+            answer = self.step(images[i : i + 1], masks[i : i + 1], y, x, chunk, *others)
+            answers[own] = answer[0, 0, of_y[:, :, None], of_x[:, None]]
+        return answers
+
+    def _size(self, level: int) -> tuple[int, int]:
+        """Return the size of what a ratio answers: the next one's, after the last the images' own."""
+        last = level + 1 == len(self.grids)
+        height, width = (axis.full for axis in self.grids[level]) if last else (a.size for a in self.grids[level + 1])
+        return height, width
+
+    def _blocks(self, level: int) -> tuple[int, int]:
+        height, width = self._size(level)
+        return -(-height // BLOCK), -(-width // BLOCK)
+
+    def _is_tiled(self, level: int) -> bool:
+        return any(tile_side(axis.padded, self.settings.tile_size) < axis.padded for axis in self.grids[level])
+
+    def _place(self, level: int, needed: np.ndarray) -> list[Window]:
+        settings = self.settings
+        return place_windows(needed, self.grids[level], self._size(level), settings.tile_size, settings.tile_halo)
+
+
+def _take(x: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Return what is of the image of each window."""
+    return torch.stack([x[window.image] for window in windows])
 
 
 def _resize(x: Tensor, grid: Sequence[GridAxis]) -> Tensor:
@@ -306,3 +237,13 @@ def _resize(x: Tensor, grid: Sequence[GridAxis]) -> Tensor:
 
 def _pad(x: Tensor, grid: Sequence[GridAxis]) -> Tensor:
     return x[:, :, grid[0].reflect(x.device)][..., grid[1].reflect(x.device)]
+
+
+def _cut(x: Tensor, grid: Sequence[GridAxis], windows: Sequence[Window]) -> Tensor:
+    """Cut windows out of (B, C, h, w) with its reflected border, which is never made as a whole."""
+    rows, cols = (axis.reflect(x.device) for axis in grid)
+    parts = []
+    for image, tile, _ in windows:
+        y, u = (index[span.start : span.stop] for index, span in zip((rows, cols), tile, strict=True))
+        parts.append(x[image][:, y][..., u])
+    return torch.stack(parts)

@@ -46,8 +46,8 @@ def add_airm_config(cfg: CfgNode) -> None:
     # Rank of the predicted weights, parameter `r` in Eq. 6, and the hypernetwork's channels, stride 2 each
     airm.RANK = 20
     airm.HYPERNETWORK_CHANNELS = [32, 64, 64]
-    # Of "mask", "image", "colour" and "local", what the mapping also sees at each pixel, see airm/query_inputs.py; not
-    # of the paper. The last two, which are computed from image and mask, the encoder sees, too
+    # Of "mask", "image", "colour", "local" and "walk", what the mapping also sees at each pixel; not of the paper, see
+    # airm/query_inputs/. The last three, which are computed from image and mask, the encoder sees, too
     airm.QUERY_INPUTS = []
     # Whether training has the affinity loss, and how far apart in its grid two positions may be, parameter `R`
     airm.AFFINITY = True
@@ -77,12 +77,14 @@ def add_airm_config(cfg: CfgNode) -> None:
     # A mask whose IoU with what the last ratio made of it is below this is refined once more there; 0: none
     airm.REPEAT_BELOW = 0.0
     # Pixels for which the mapping is evaluated at once: bounds its memory; on a CPU this many stay in the cache
-    airm.QUERY_CHUNK = 16384
+    airm.QUERY_CHUNK = 8192
     # Side of the tiles in which larger inputs are encoded, in the resolution of the ratio; 0: never, as in the paper
     airm.TILE_SIZE = 0
     # Context around a tile that is encoded with it
     airm.TILE_HALO = 32
-    # Above the first ratio only tiles are refined in which the mask lies between this and 1 minus this
+    # Pixels of tiles that are encoded at once: bounds memory; a GPU takes more. At least one tile
+    airm.BATCH_PIXELS = 262144
+    # In tiles, above the first ratio, only is refined what is near pixels where the mask lies between this and 1 - this
     airm.UNDECIDED = 0.01
     # Where |2 p - 1| of the refined probability p is below this, the coarse mask is kept; 0: nowhere
     airm.MIN_CONFIDENCE = 0.0

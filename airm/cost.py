@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .coarse_to_fine import CoarseToFine, Settings, Tile
+from .coarse_to_fine import CoarseToFine, Settings
 from .encoder import INPUT_CHANNELS
-from .implicit_mapping import AIRMF, MappingParameters
+from .implicit_mapping import AIRMF, MappingParameters, query_blocks
 from .meta_arch import AIRM
 from .query_inputs import num_computed
+from .tiles import Tile
 
 
 class PassCost(NamedTuple):
@@ -41,17 +42,26 @@ class PassCost(NamedTuple):
         return self.attention + self.encoder + self.hypernetwork + self.query
 
 
-class DrawnMaskPass(CoarseToFine):
+class CountingPass(CoarseToFine):
+    """The pass, which also notes how many tiles it encodes."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.counts: list[tuple[int, int]] = []
+        """(encoded, all) tiles of each ratio."""
+
+    def refine_ratio(self, level: int, masks: Tensor) -> tuple[Tensor, list[Tile]]:
+        answer, encoded = super().refine_ratio(level, masks)
+        self.counts.append((len(encoded), len(self.tiles(level))))
+        return answer, encoded
+
+
+class DrawnMaskPass(CountingPass):
     """The pass with every answer of the network computed, dropped and replaced by the coarse mask.
 
     Which tiles are encoded depends on the mask of the ratio before. That of random weights is noise, undecided
     everywhere; with a drawn mask in its place only tiles are encoded that its boundary crosses.
     """
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.counts: list[tuple[int, int]] = []
-        """(encoded, all) tiles of each ratio."""
 
     @classmethod
     def of(cls, model: AIRM, image: Tensor) -> "DrawnMaskPass":
@@ -64,7 +74,6 @@ class DrawnMaskPass(CoarseToFine):
 
     def refine_ratio(self, level: int, masks: Tensor) -> tuple[Tensor, list[Tile]]:
         answer, encoded = super().refine_ratio(level, masks)
-        self.counts.append((len(encoded), len(self.tiles(level))))
         return F.interpolate(self._drawn, tuple(answer.shape[2:]), mode="bilinear", antialias=True), encoded
 
 
@@ -84,6 +93,7 @@ def pass_cost(
     tile_size: int | None = None,
     mask: Tensor | None = None,
     settings: Settings | None = None,
+    image: Tensor | None = None,
 ) -> PassCost:
     """Count the multiply-adds with which a model refines one mask of one image.
 
@@ -93,43 +103,63 @@ def pass_cost(
         tile_size: 0 for the whole image; by default as the settings have it.
         mask: (1, 1, height, width), decides which tiles are encoded; else that of :func:`draw_mask`.
         settings: by default the model's.
+        image: (3, height, width) RGB in [0, 255], which is then refined: its answers decide which tiles are encoded.
     """
     # Parameters that SIRMF hands through would ask the counter for gradients
     network: AIRM = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     channels = INPUT_CHANNELS + num_computed(network.query_inputs)
     encode = functools.cache(functools.partial(_encode, network, channels))
+    costs: list[list[int]] = []
 
     @functools.cache
-    def count_queries(num_rows: int, num_cols: int, *size: int) -> int:
-        rows, cols = (torch.empty(n, device="meta") for n in (num_rows, num_cols))
+    def count(windows: int, *size: int, grid: tuple[int, int], blocks: int = 0) -> list[int]:
+        """Return what a step costs that asks windows of a size for a grid, or for so many ``blocks`` of it."""
+        encoded = encode(windows, *size)
+        maps = network.query_maps(torch.empty(windows, channels, *size, device="meta"))
         with FlopCounterMode(display=False) as counter:
-            inputs = torch.empty(1, channels, *size, device="meta")
-            encoded = encode(*size)
-            network.query(encoded.features, rows, cols, None, encoded.parameters, network.query_maps(inputs))
-        return counter.get_total_flops() // 2
+            if blocks:
+                rows, cols = (torch.empty(blocks, n, device="meta") for n in grid)
+                where = torch.empty(blocks, dtype=torch.long, device="meta")
+                query_blocks(
+                    encoded.features, encoded.parameters, where, rows, cols, 1.0, math.prod(grid) * blocks, maps
+                )
+            else:
+                rows, cols = (torch.empty(n, device="meta") for n in grid)
+                network.query(encoded.features, rows, cols, None, encoded.parameters, maps)
+        return [encoded.attention, encoded.encoder, encoded.hypernetwork, counter.get_total_flops() // 2]
 
-    costs = []
-
-    def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, chunk: int, *shared: bool) -> Tensor:
-        encoded = encode(*images.shape[2:])
-        queries = count_queries(len(rows), len(cols), *images.shape[2:])
-        hypernetwork = 0 if any(shared) else encoded.hypernetwork
-        costs.append((encoded.attention, encoded.encoder, hypernetwork, queries))
+    def step(images: Tensor, masks: Tensor, rows: Tensor, cols: Tensor, *others: Any) -> Tensor:
+        costs.append(count(*_sizes(images), grid=(len(rows), len(cols))))
+        if image is not None:
+            return model.step(images, masks, rows, cols, *others)
         return masks.new_zeros(1, 1, 1, 1).expand(1, 1, len(rows), len(cols))
 
-    def predict(images: Tensor, masks: Tensor) -> bool:
-        encoded = encode(*images.shape[2:])
-        costs.append((encoded.attention, encoded.encoder, encoded.hypernetwork, 0))
-        return True
+    def step_at(images: Tensor, masks: Tensor, window: Tensor, rows: Tensor, cols: Tensor, *others: Any) -> Tensor:
+        grid = rows.shape[1], cols.shape[1]
+        cost = count(*_sizes(images), grid=grid, blocks=len(window))
+        predicted = len(others) > 1 and others[1] is not None  # for all tiles of the ratio
+        costs.append([0 if predicted and part == 2 else n for part, n in enumerate(cost)])
+        if image is not None:
+            return model.step_at(images, masks, window, rows, cols, *others)
+        return rows.new_zeros(len(window), *grid)
 
-    # One channel: the image's values are never looked at
+    def predict(images: Tensor, masks: Tensor, *table: Tensor) -> MappingParameters:
+        encoded = encode(*_sizes(images))
+        costs.append([encoded.attention, encoded.encoder, encoded.hypernetwork, 0])
+        return encoded.parameters if image is None else model.predict(images, masks, *table)
+
     settings = settings or model.settings
     settings = settings if tile_size is None else replace(settings, tile_size=tile_size)
-    adaptive = predict if isinstance(model.mapping, AIRMF) else None
-    drawn = DrawnMaskPass(step, torch.zeros(1, 1, *size), settings, False, adaptive)
-    drawn.refine(draw_mask(*size) if mask is None else mask)
+    kind = DrawnMaskPass if image is None else CountingPass
+    # One channel, where the image's values are never looked at
+    pixels = torch.zeros(1, 1, *size) if image is None else model.normalise(image)[None]
+    passes: CountingPass = model.coarse_to_fine(pixels, settings, kind=kind)
+    passes.step, passes.step_at = step, step_at
+    passes.predict = predict if isinstance(model.mapping, AIRMF) else None
+    passes.colours = passes.colours if image is not None else None
+    passes.refine(draw_mask(*size) if mask is None else mask.to(model.device))
     attention, encoder, hypernetwork, query = (sum(part) for part in zip((0, 0, 0, 0), *costs, strict=True))
-    return PassCost(attention, encoder, hypernetwork, query, drawn.counts)
+    return PassCost(attention, encoder, hypernetwork, query, passes.counts)
 
 
 def single_pass_cost(model: AIRM, size: tuple[int, int]) -> int:
@@ -157,9 +187,13 @@ class _Encoded(NamedTuple):
     parameters: MappingParameters
 
 
-def _encode(model: AIRM, channels: int, height: int, width: int) -> _Encoded:
+def _sizes(images: Tensor) -> tuple[int, ...]:
+    return len(images), *images.shape[2:]
+
+
+def _encode(model: AIRM, channels: int, *size: int) -> _Encoded:
     with FlopCounterMode(display=False) as counter:
-        features = model.encoder(torch.empty(1, channels, height, width, device="meta"))
+        features = model.encoder(torch.empty(size[0], channels, *size[1:], device="meta"))
         encoding = counter.get_total_flops()
         parameters = model.mapping(features)
     # Nothing else in an encoder multiplies two activations; layers are convolutions, mm and addmm

@@ -18,11 +18,12 @@ from pixelmask.errors import UserError
 from pixelmask.export import Export, ExportedFile, export_module, largest_difference
 from pixelmask.images import ImageLike, to_rgb
 
-from .coarse_to_fine import ALIGNMENT, SMALLEST_SIDE, CoarseToFine, Settings
+from .coarse_to_fine import CoarseToFine, Settings
 from .implicit_mapping import pixel_centres
 from .meta_arch import AIRM
 from .query_inputs import colour_table
 from .refine.inputs import MaskLike, check_size, to_soft
+from .tiles import ALIGNMENT, SMALLEST_SIDE
 
 SMALLEST_DYNAMIC = 64
 """From this side on, a .pt2 of dynamic size can be used: below, the last attention has a single key along an axis."""

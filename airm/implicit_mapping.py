@@ -10,16 +10,17 @@ Not of the paper, further inputs can be maps of a finer resolution, at q: see :m
 Eq. 2 and 5 ask, for each position q, the four nearest feature positions p for ``f(z_p, p - q)`` and weigh the answers.
 On a grid three things are common to many positions, with the same result:
 
-- the first layer is linear, so its feature columns are applied once per feature position, not per q;
-- of what is left of it, p - q, q and the cell, the y parts depend on the row alone, the x parts on the column alone;
+- the first layer is linear, so what it makes of features, of p and of the cell is computed once per feature position;
+- of what is left of it, which is linear in q, the y part depends on the row alone, the x part on the column alone;
 - the weights, areas of rectangles, are products of one number per row and one per column.
 
 Letters: B samples, D channels, (h, w) feature positions, R rows and C columns of the grid, K a hidden width. The hidden
 width comes last, so that a position's numbers are side by side in memory: they are gathered as one.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -158,6 +159,32 @@ def neighbours(positions: Tensor, n: int) -> Neighbours:
     return Neighbours(indices.long(), offsets, torch.where(total > 1e-6, opposite, 0.5))
 
 
+class _FirstLayer(NamedTuple):
+    """The first layer of the mapping, in what depends on the feature position p and what on q; it is their sum."""
+
+    projected: Tensor
+    """(B, h, w, K) float32: features, bias, the p of p - q, and the cell."""
+    slopes: Tensor
+    """(2, 1 or B, K): times y and x of q, the rest."""
+    of_maps: Tensor
+    """(1 or B, K, E)."""
+
+    @classmethod
+    def of(cls, features: Tensor, parameters: tuple[Tensor, Tensor], cell: float) -> "_FirstLayer":
+        weight, bias = parameters
+        channels, *sides = features.shape[1:]
+        first_map = channels + COORDINATES
+        # Of p - q, q and the cell, each (2, 1 or B, K): of y and x. Products, not matrices: autocast leaves them be
+        coordinates = weight[:, :, channels:first_map].float().unflatten(2, (COORDINATES // 2, 2))
+        between, position, of_cell = coordinates.permute(2, 3, 0, 1)
+        # In p - q one feature position is 2 wide, so that it is n times as large as in the frame of q
+        y, x = (n * pixel_centres(n, features)[:, None] * of[:, None] for n, of in zip(sides, between, strict=True))
+        projected = _linear(features.flatten(2).mT, weight[:, :, :channels], bias).unflatten(1, sides)
+        projected = projected + ((y + cell * of_cell.sum(0)[:, None])[:, :, None] + x[:, None])
+        slopes = torch.stack([own - n * of for own, n, of in zip(position, sides, between, strict=True)])
+        return cls(projected, slopes, weight[:, :, first_map:])
+
+
 def query_grid(
     features: Tensor,
     parameters: MappingParameters,
@@ -180,35 +207,93 @@ def query_grid(
     Returns:
         (B, 1, R, C) logits of the refined mask.
     """
-    (weight, bias), hidden_layers = parameters[0], parameters[1:]
-    channels, h, w = features.shape[1:]
-    projected = _linear(features.flatten(2).mT, weight[:, :, :channels], bias).unflatten(1, (h, w))
-    # Columns of the first layer: p - q, q and the cell, each as y, x. Products, not matrices: autocast leaves them be
-    first_map = channels + COORDINATES
-    coordinates = weight[:, None, :, channels:first_map].float().unflatten(3, (COORDINATES // 2, 2))
-    y, x = neighbours(rows, h), neighbours(cols, w)
-    row_terms = [_coordinate_term(coordinates[..., 0], offset, rows, cell)[:, :, None] for offset in y.offsets]
-    col_terms = [_coordinate_term(coordinates[..., 1], offset, cols, cell)[:, None] for offset in x.offsets]
+    layer, hidden_layers = _FirstLayer.of(features, parameters[0], cell), parameters[1:]
+    y, x = neighbours(rows, features.shape[2]), neighbours(cols, features.shape[3])
+    of_rows, of_cols = (q[:, None] * slope[:, None] for q, slope in zip((rows, cols), layer.slopes, strict=True))
 
     def evaluate(part: slice) -> Tensor:
-        answer, of_maps = projected.new_zeros(()), None
+        own = of_rows[:, part, None] + of_cols[:, None]
         if maps is not None:
-            values = sample_grid(maps, rows[part], cols).permute(0, 2, 3, 1)
-            of_maps = values @ weight[:, None, :, first_map:].mT
+            own = own + sample_grid(maps, rows[part], cols).permute(0, 2, 3, 1) @ layer.of_maps[:, None].mT
+        answer = own.new_zeros(())
         for i in range(2):
-            of_rows = projected.index_select(1, y.indices[i, part]) + row_terms[i][:, part]
+            nearest = layer.projected.index_select(1, y.indices[i, part])
             for j in range(2):
-                hidden = of_rows.index_select(2, x.indices[j]) + col_terms[j]
-                if of_maps is not None:
-                    hidden = hidden + of_maps
                 area = y.weights[i, part, None] * x.weights[j]
-                answer = answer + area * _mlp(hidden, hidden_layers)
+                answer = answer + area * _mlp(nearest.index_select(2, x.indices[j]) + own, hidden_layers)
         return answer
 
     if chunk is None:
         return evaluate(slice(None))[:, None]
     step = max(1, chunk // len(cols))
     return torch.cat([evaluate(slice(start, start + step)) for start in range(0, len(rows), step)], dim=1)[:, None]
+
+
+def query_blocks(
+    features: Tensor,
+    parameters: MappingParameters,
+    window: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    cell: float,
+    chunk: int,
+    maps: Tensor | None = None,
+) -> Tensor:
+    """Evaluate the mapping as :func:`query_grid` does, on many small grids in place of one.
+
+    Args:
+        features: F of windows, (B, D, h, w).
+        parameters: of the mapping, for all windows or for each.
+        window: (K,) int64, which window a grid is in.
+        rows, cols: (K, R) and (K, C) positions in its frame.
+        cell: see :func:`query_grid`.
+        chunk: positions evaluated at once, in whole grids and at least one.
+        maps: (B, E, H, W), see :func:`query_grid`.
+
+    Returns:
+        (K, R, C) logits.
+    """
+    layer, hidden_layers = _FirstLayer.of(features, parameters[0], cell), parameters[1:]
+    projected, is_shared = layer.projected.flatten(0, 2), len(parameters[0][0]) == 1
+    pixels = None if maps is None else maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def evaluate(windows: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        def of_grid(x: Tensor) -> Tensor:
+            return x if is_shared else x[windows]
+
+        of_rows, of_cols = (
+            q[:, :, None] * of_grid(slope)[:, None] for q, slope in zip((rows, cols), layer.slopes, strict=True)
+        )
+        own = of_rows[:, :, None] + of_cols[:, None]
+        if maps is not None and pixels is not None:
+            corners = _corners(windows, neighbours(rows, maps.shape[2]), neighbours(cols, maps.shape[3]), maps.shape)
+            values = torch.stack([area[..., None] * _gather(pixels, index) for index, area in corners]).sum(0)
+            own = own + values @ of_grid(layer.of_maps)[:, None].mT
+        layers = [(of_grid(weight), of_grid(bias)) for weight, bias in hidden_layers]
+        y, x = neighbours(rows, features.shape[2]), neighbours(cols, features.shape[3])
+        answer = own.new_zeros(())
+        for index, area in _corners(windows, y, x, features.shape):
+            hidden = _gather(projected, index) + own
+            # With weights that are all grids' it is one product
+            hidden = hidden.flatten(0, 1)[None] if is_shared else hidden
+            answer = answer + area * _mlp(hidden, layers).view(index.shape)
+        return answer
+
+    number = max(1, chunk // (rows.shape[1] * cols.shape[1]))
+    return torch.cat([evaluate(*part) for part in zip(*(x.split(number) for x in (window, rows, cols)), strict=True)])
+
+
+def _corners(windows: Tensor, y: Neighbours, x: Neighbours, shape: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the places of each of the four neighbours in the flattened (B, h, w), and their areas, both (K, R, C)."""
+    first = windows[:, None, None] * (shape[2] * shape[3])
+    for i, j in itertools.product(range(2), range(2)):
+        index = first + y.indices[i, :, :, None] * shape[3] + x.indices[j, :, None]
+        yield index, y.weights[i, :, :, None] * x.weights[j, :, None]
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """(N, C) to (*index.shape, C)."""
+    return x.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def sample_grid(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -221,11 +306,6 @@ def sample_grid(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         )
         maps = before + after
     return maps
-
-
-def _coordinate_term(weight: Tensor, offset: Tensor, positions: Tensor, cell: float) -> Tensor:
-    """(B, 1, K, 3) weights of p - q, q and the cell along one axis to their (B, Q, K) share of the first layer."""
-    return weight[..., 0] * offset[:, None] + weight[..., 1] * positions[:, None] + weight[..., 2] * cell
 
 
 def _mlp(hidden: Tensor, layers: MappingParameters) -> Tensor:

@@ -15,7 +15,7 @@ from .affinity import affinity_loss
 from .backbone.weights import adapt_checkpoint
 from .coarse_to_fine import CoarseToFine, Settings
 from .encoder import AffinityEmpoweredEncoder
-from .implicit_mapping import AIRMF, SIRMF, MappingParameters, pixel_centres, query_grid
+from .implicit_mapping import AIRMF, SIRMF, MappingParameters, pixel_centres, query_blocks, query_grid
 from .losses import mapping_losses
 from .query_inputs import CHANNELS, COMPUTED, colour_table, computed_inputs
 
@@ -74,6 +74,7 @@ class AIRM(nn.Module):
         # Of a pixel of the encoder's input, which training queries; a position of F is 2. The smaller cells of pixels
         # between those of a lower ratio are unknown to the network: it is told this one
         self.cell = 2 / encoder.stride
+        self._query_blocks = query_blocks
         self.loss_weights, self.affinity_radius, self.settings = loss_weights, affinity_radius, settings
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -181,11 +182,16 @@ class AIRM(nn.Module):
         """Return what refines masks of normalised (B, 3, H, W) images: a ``CoarseToFine``, or a subclass of it."""
         predict = self.predict if isinstance(self.mapping, AIRMF) else None
         colours = self.colours if "colour" in self.query_inputs else None
-        return kind(self.step, images, settings or self.settings, progress, predict, colours)
+        return kind(self.step, images, settings or self.settings, progress, predict, colours, self.step_at)
+
+    def compile_inference(self) -> None:
+        """Compile what a step does on tensors of a few shapes: encoder and, of small grids, the mapping."""
+        self.encoder.compile()
+        self._query_blocks = torch.compile(query_blocks, dynamic=True)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) RGB in [0, 255] to what the encoder takes, on the model's device."""
-        return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+        return images.to(self.device, torch.float32, copy=True).sub_(self.pixel_mean).div_(self.pixel_std)
 
     def colours(self, images: Tensor, masks: Tensor) -> Tensor:
         """Return the table of whole normalised images and masks: see :func:`.query_inputs.colour_table`."""
@@ -203,7 +209,7 @@ class AIRM(nn.Module):
 
     def _unit(self, images: Tensor) -> Tensor:
         """Undo what :meth:`normalise` does, to values in [0, 1]."""
-        return (images * self.pixel_std + self.pixel_mean) / 255
+        return (images * self.pixel_std).add_(self.pixel_mean).div_(255)
 
     def query_maps(self, inputs: Tensor) -> Tensor | None:
         """Return what the mapping sees at q of (B, 4 + E, H, W) inputs of the encoder; None for nothing."""
@@ -253,6 +259,28 @@ class AIRM(nn.Module):
         """
         inputs = self.encoder_input(images, masks, table)
         return self.query(self.encoder(inputs), rows, cols, chunk, parameters, self.query_maps(inputs)).sigmoid()
+
+    def step_at(
+        self,
+        images: Tensor,
+        masks: Tensor,
+        window: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        chunk: int,
+        parameters: MappingParameters | None = None,
+        table: Tensor | None = None,
+    ) -> Tensor:
+        """Take a step as :meth:`step` does, asking in place of a grid for K small ones; see `query_blocks`.
+
+        Returns:
+            (K, R, C) probabilities.
+        """
+        inputs = self.encoder_input(images, masks, table)
+        features, maps = self.encoder(inputs), self.query_maps(inputs)
+        parameters = parameters or self.mapping(features)
+        where = window, rows, cols
+        return self._query_blocks(features, parameters, *where, self.cell, chunk, maps).sigmoid()
 
     @torch.no_grad()
     def _first_pass(self, inputs: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from torch import nn
 
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer, load_trained
 from pixelmask.checkpoint.files import by_name, read_torch
-from pixelmask.config import load_cfg, parse_cfg
+from pixelmask.config import find_device, load_cfg, parse_cfg
 from pixelmask.engine.build import build_model
+from pixelmask.engine.precision import inference_autocast
 from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 
@@ -34,6 +35,7 @@ from .refine.memory import SMALLEST_TILE, limit_memory
 
 PRETRAINED = Path(__file__).with_name("pretrained") / "airm_photo.pth"
 """The weights that come with the project, for photos; the README.md beside them says from what, and what they reach."""
+DEFAULT_TILE = 512
 LARGE = 1_000_000  # pixels from which on progress is worth showing
 WAY_OUT = "Give the YAML file that the model was trained with (config=..., --config)"
 
@@ -55,6 +57,8 @@ class Refiner:
         min_confidence: float | None = None,
         guard: Guard | None = GUARD,
         resolution: int | None = None,
+        precision: str = "fp32",
+        compile: bool = False,
     ):
         """
         Args:
@@ -62,8 +66,8 @@ class Refiner:
                 checkpoint; read as data, never run. By default the one that comes with the project.
             device: where the model runs.
             config: its YAML file; by default the one in the checkpoint, else ``config.yaml`` beside it.
-            tile_size: side in pixels of the tiles in which large images are encoded, 0 for whole images; by default
-                MODEL.AIRM.TILE_SIZE of the config.
+            tile_size: side in pixels of the tiles in which larger images are encoded, 0 for whole images; by default
+                MODEL.AIRM.TILE_SIZE of the config, or 512 where that is 0, as in the paper.
             max_memory: GiB that refining may take beyond what the process (on a GPU: the device) holds before. Tiles
                 become as small as that needs; see :func:`airm.refine.memory.limit_memory`.
             min_confidence: the coarse mask is kept where ``|2 p - 1|`` of the refined probability p is below this, in
@@ -72,12 +76,15 @@ class Refiner:
                 :mod:`airm.guard`.
             resolution: cells of a side of the grid in its box that a coarse mask was made of, such as 28, by which the
                 guard knows what is far; 0 or None for a mask of native resolution.
+            precision: "fp32", "bf16" or "fp16", to which the network is autocast.
+            compile: whether encoder and mapping are compiled (``torch.compile``), which takes a minute for the first
+                image and for others of a size of their own, and a compiler.
 
         Raises:
             UserError: if the weights are missing, damaged, have no config, or leave a part of the model random, if
-                there is no such device, or for a value out of range.
+                there is no such device or the device not this precision, or for a value out of range.
         """
-        device, weights = _find_device(device), find_weights(weights)
+        device, weights = find_device(device), find_weights(weights)
         cfg = find_config(weights, config, str(device))
         if cfg.MODEL.META_ARCHITECTURE != "AIRM":
             raise UserError(
@@ -94,12 +101,15 @@ class Refiner:
             raise UserError(f"min_confidence is {min_confidence}; it lies in [0, 1]")
         if resolution is not None and (resolution != int(resolution) or resolution < 0):
             raise UserError(f"resolution is {resolution}; it is a number of cells, such as 28, or 0 for native masks")
-        self.guard, self.resolution = guard, resolution
+        self.guard, self.resolution, self.cfg, self.weights = guard, resolution, cfg, weights
         self.model = build_model(cfg).eval()
         load_trained(self.model, str(weights))
         self.settings, self.max_memory = self.model.settings, max_memory
-        if tile_size is not None:
-            self.settings = replace(self.settings, tile_size=int(tile_size))
+        self.autocast = inference_autocast(precision, device)
+        if compile:
+            self.model.compile_inference()
+        tile_size = self.settings.tile_size or DEFAULT_TILE if tile_size is None else int(tile_size)
+        self.settings = replace(self.settings, tile_size=tile_size)
         if min_confidence is not None:
             self.settings = replace(self.settings, min_confidence=min_confidence)
 
@@ -173,7 +183,7 @@ class Refiner:
             settings = limit_memory(self.max_memory, size, len(coarse), settings)
         progress = progress and size[0] * size[1] >= LARGE
         image, masks = torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(coarse)
-        return _run(size, lambda: self.model.refine(image, masks, settings, progress))
+        return self._run(size, lambda: self.model.refine(image, masks, settings, progress))
 
     def refine_batch(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
         """Refine one mask of each of several images of one size in common passes, without guard and memory limit.
@@ -190,30 +200,20 @@ class Refiner:
         """
         pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
         coarse = torch.from_numpy(np.stack(masks))
-        return _run(masks[0].shape, lambda: self.model.refine_batch(pixels, coarse, self.settings))
+        return self._run(masks[0].shape, lambda: self.model.refine_batch(pixels, coarse, self.settings))
 
-
-def _run(size: tuple[int, ...], refine: Callable[[], torch.Tensor]) -> np.ndarray:
-    """Return what refining images of (H, W) gives, or say that it takes too much memory."""
-    try:
-        return refine().cpu().numpy()
-    except RuntimeError as e:
-        if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
-            raise
-        raise UserError(
-            f"no memory left for an image of {size[1]} x {size[0]} pixels; set max_memory (--max-memory) or a smaller "
-            "tile_size (--tile-size)"
-        ) from None
-
-
-def _find_device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise UserError(f"unknown device {device!r}; give 'cpu', 'cuda' or 'cuda:1'") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"no device {device} here: PyTorch finds {torch.cuda.device_count()} CUDA devices; give 'cpu'")
-    return found
+    def _run(self, size: tuple[int, ...], refine: Callable[[], torch.Tensor]) -> np.ndarray:
+        """Return what refining images of (H, W) gives, or say that it takes too much memory."""
+        try:
+            with self.autocast():
+                return refine().cpu().numpy()
+        except RuntimeError as e:
+            if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
+                raise
+            raise UserError(
+                f"no memory left for an image of {size[1]} x {size[0]} pixels; set max_memory (--max-memory) or a "
+                "smaller tile_size (--tile-size)"
+            ) from None
 
 
 def find_weights(path: str | os.PathLike | None) -> Path:

@@ -34,7 +34,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
@@ -49,7 +48,7 @@ from pixelmask.data.coco_file import read_coco
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
 from pixelmask.files import write_text
-from pixelmask.images import read_mask, read_picture
+from pixelmask.images import read_mask, read_picture, write_picture
 from pixelmask.rle import decode, to_rle
 
 SMALLEST_AREA = 40**2  # in pixels, of instances; smaller ones show no contour worth learning
@@ -147,7 +146,6 @@ def write_instances(annotations: str, images: str, output: Path) -> None:
     groups: dict[Any, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         groups.setdefault(annotation["image_id"], []).append(annotation)
-    output.mkdir(parents=True, exist_ok=True)
     count = 0
     for image in tqdm(content["images"], unit="image", disable=None):
         rles = {
@@ -160,8 +158,8 @@ def write_instances(annotations: str, images: str, output: Path) -> None:
         for key, rle in rles.items():
             window = find_window([int(n) for n in mask_util.toBbox(rle)], rle["size"], CONTEXT)
             place = output / f"{Path(image['file_name']).stem}_{key}"
-            Image.fromarray(pixels[window]).save(f"{place}.jpg", quality=95)
-            Image.fromarray(decode(rle)[window]).save(f"{place}.png")
+            write_picture(f"{place}.jpg", pixels[window], quality=95)
+            write_picture(f"{place}.png", decode(rle)[window])
         count += len(rles)
     print(f"{count:,} instances of {annotations}, image and mask of each, are in {output}")
 

@@ -26,6 +26,11 @@ def add_patchdct_config(cfg: CfgNode) -> None:
     # Feature maps that the fine RoI feature is pooled from, and its side
     head.FINE_FEATURES = ["p2"]
     head.FINE_FEATURES_RESOLUTION = 42
+    # Ours, of the light PatchDCT: channels that these maps are projected to before they are pooled; 0, as in the paper,
+    # leaves them as they are
+    head.FINE_PROJECTION = 0
+    # 3 x 3 convolutions over the fine feature after the mask is added to it; 2 in the paper, 0 in the light PatchDCT
+    head.NUM_FUSION = 2
     # Side in pixels of the mask put together from patches, and of a patch, parameter `m`
     head.MASK_SIZE_ASSEMBLE = 112
     head.PATCH_SIZE = 8

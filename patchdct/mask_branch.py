@@ -28,10 +28,14 @@ class MaskBranchSizes:
     """Of the coarse RoI feature."""
     fine_channels: int = 256
     """Of the fine RoI feature."""
+    projected_from: int = 0
+    """Channels of the feature maps if they are projected to ``fine_channels`` before they are pooled (ours); else 0."""
     resolution: int = 14
     """R."""
     fine_resolution: int = 42
     """S."""
+    num_fusion: int = 2
+    """Number of ``fusion.*``; with 0 the sum of mask and feature is all (ours)."""
     conv_dim: int = 256
     """Channels of ``mask_fcn*``."""
     num_conv: int = 4
@@ -132,8 +136,9 @@ class RefinementBranch(MaskFCN):
         }.items():
             self.register_buffer(name, positions, persistent=False)
         self.predictor = vector_predictor(sizes.flat_features, sizes)
+        self.projection = nn.Conv2d(sizes.projected_from, channels, 1) if sizes.projected_from else nn.Identity()
         self.reshape = ConvReLU(1, channels)
-        self.fusion = nn.Sequential(*(ConvReLU(channels, channels, norm=sizes.norm) for _ in range(2)))
+        self.fusion = nn.Sequential(*(ConvReLU(channels, channels, norm=sizes.norm) for _ in range(sizes.num_fusion)))
 
     def refine(self, masks: Tensor, fine: Tensor, classes: Tensor, previous: Tensor | None = None) -> Any:
         """Predict a better mask.

@@ -67,6 +67,7 @@ class RefinementHead(RefinementBranch):
                 "MODEL.ROI_HEADS.NAME to PatchDCTROIHeads"
             )
         _check_config(head, input_shape)
+        fine_channels = input_shape[head.FINE_FEATURES[0]].channels
 
         def make_pooler(names: list[str], resolution: int) -> ROIPooler:
             scales = tuple(1.0 / input_shape[name].stride for name in names)
@@ -77,8 +78,10 @@ class RefinementHead(RefinementBranch):
                 cfg,
                 in_channels=input_shape[head.IN_FEATURES[0]].channels,
                 resolution=head.POOLER_RESOLUTION,
-                fine_channels=input_shape[head.FINE_FEATURES[0]].channels,
+                fine_channels=head.FINE_PROJECTION or fine_channels,
+                projected_from=fine_channels if head.FINE_PROJECTION else 0,
                 fine_resolution=head.FINE_FEATURES_RESOLUTION,
+                num_fusion=head.NUM_FUSION,
                 assembled_size=head.MASK_SIZE_ASSEMBLE,
                 num_refinements=head.NUM_STAGE - 1,
             ),
@@ -103,7 +106,7 @@ class RefinementHead(RefinementBranch):
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
         arrive = send_boxes(instances) if self.training else None
         x = _pool(self.coarse_pooler, [features[f] for f in self.in_features], boxes)
-        fine = _pool(self.fine_pooler, [features[f] for f in self.fine_features], boxes)
+        fine = _pool(self.fine_pooler, [self.projection(features[f]) for f in self.fine_features], boxes)
         classes = instance_classes(instances, self.training, self.num_classes, x.device)
         coarse_vectors, stages = self.predict(x, fine, classes)
         if arrive is not None:
@@ -251,6 +254,9 @@ def _sizes(cfg: CfgNode, **sizes: int) -> MaskBranchSizes:
 
 
 def _check_config(head: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+    for key in ("FINE_PROJECTION", "NUM_FUSION"):
+        if head[key] < 0:
+            raise UserError(f"MODEL.ROI_MASK_HEAD.{key} is {head[key]}; it is a number, and 0 stands for none")
     if head.NUM_STAGE < 2:
         raise UserError(
             f"MODEL.ROI_MASK_HEAD.NUM_STAGE is {head.NUM_STAGE}; it counts the DCT-Mask stage, so 2 is one PatchDCT "

@@ -67,7 +67,8 @@ class MaskNetwork(nn.Module):
             classes = torch.zeros_like(classes)
         if isinstance(head, RefinementBranch):
             assert fine is not None
-            return head.infer(coarse, fine, classes)
+            # After pooling, which is the same: both are linear, and RoIAlign's weights sum to 1
+            return head.infer(coarse, head.projection(fine), classes)
         if isinstance(head, DCTMaskBranch):
             return head.codec.decode(head.predict(coarse, classes))
         logits = head.layers(coarse)

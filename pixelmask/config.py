@@ -59,6 +59,8 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Data sets in COCO format to register: [name, JSON file, image folder] each
     cfg.DATASETS.COCO_FORMAT = []
+    # Project of Weights & Biases that a training is shown in, beside TensorBoard; "" for none
+    cfg.WANDB_PROJECT = ""
 
 
 def get_cfg(architecture: str = "") -> CfgNode:
@@ -123,6 +125,12 @@ def fitting(config_file: str, opts: Sequence[str]) -> list[str]:
     own = flat(_read(config_file, opts)[1]).keys()
     foreign = {key for architecture in _ADD_KEYS for key in flat(get_cfg(architecture))} - own
     return [part for i, part in enumerate(opts) if opts[i - i % 2] not in foreign]
+
+
+def says(config_file: str, opts: Sequence[str], key: str) -> bool:
+    """Tell whether overrides, or a config file itself, set a key; what its ``_BASE_`` sets was meant for other data."""
+    content = yaml.safe_load(Path(config_file).read_text(encoding="utf-8")) if config_file else None
+    return key in opts[::2] or key in flat(CfgNode(content or {}))
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -261,6 +269,28 @@ def _finish(cfg: CfgNode, opts: Sequence[str], datasets: Sequence[Sequence[str]]
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Return a device that can be computed on.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UserError(f"unknown device {device!r}; give 'cpu', 'cuda' or 'cuda:1'") from None
+    if found.type == "cuda":
+        is_there = (found.index or 0) < torch.cuda.device_count()
+    else:
+        try:
+            is_there = torch.zeros(1, device=found).tolist() == [0.0]
+        except (RuntimeError, AssertionError):  # each backend has its own
+            is_there = False
+    if not is_there:
+        raise UserError(f"no device {device} here: PyTorch finds {torch.cuda.device_count()} CUDA devices; give 'cpu'")
+    return found
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Images are (H, W, 3) uint8, RGB; masks are (H, W) or (N, H, W), boolean. Nothing
 """
 
 import colorsys
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,8 +177,10 @@ def save(figure: "Figure", path: Path, quality: int = 80) -> None:
     check_suffix(path)
     kind = path.suffix.lower().removeprefix(".")
     jpeg: dict[str, Any] = {"pil_kwargs": {"quality": quality, "optimize": True}} if kind in ("jpg", "jpeg") else {}
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=DPI, **jpeg)
     with whole_or_not_at_all(path) as partial:
-        figure.savefig(partial, format=kind, dpi=DPI, **jpeg)
+        partial.write_bytes(content.getvalue())
 
 
 def save_with_numbers(figure: "Figure", path: Path, numbers: Any) -> Path:

@@ -1,13 +1,15 @@
-"""Reading pictures and masks from image files of any kind."""
+"""Pictures and masks in image files of any kind."""
 
+import io
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import UserError
+from .files import whole_or_not_at_all
 
 RANGES = (1, 255, 65535)
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**30)
@@ -125,3 +127,23 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     if pixels.size == 0:
         raise UserError(f"the image has no pixels: its shape is {pixels.shape}")
     return pixels
+
+
+def write_picture(path: str | Path, pixels: np.ndarray, **options: Any) -> None:
+    """Write a picture or mask, whole or not at all, as the kind of file that the name's ending says.
+
+    Args:
+        path: its folder is made if missing.
+        pixels: (H, W, 3) or (H, W) uint8, or (H, W) boolean.
+        options: of Pillow, such as ``quality``.
+
+    Raises:
+        UserError: if files of this kind cannot hold it, or the name is too long.
+    """
+    path, content = Path(path), io.BytesIO()
+    try:  # not into the file: of what a disk says Pillow keeps no more than that it failed
+        Image.fromarray(pixels).save(content, Image.registered_extensions()[path.suffix.lower()], **options)
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"cannot write {path}: {e}") from None
+    with whole_or_not_at_all(path) as temporary:
+        temporary.write_bytes(content.getvalue())

@@ -123,6 +123,20 @@ def test_an_interrupted_run_leaves_nothing_that_is_taken_for_a_data_set(root):
     assert not (root / "shapes/val_2_64px.partial").exists()
 
 
+@pytest.mark.parametrize("name", ["shapes_val_1_64px", "synthetic_refinement_val_1_64x64"])
+def test_a_data_set_that_is_there_is_read_where_nothing_can_be_written(name, root, monkeypatch):
+    """No lock beside it then, as a first use has."""
+    folder = collection_of(name).make(name)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", f"{path}.lock")
+
+    monkeypatch.setattr("pixelmask.data.drawn.file_lock", refuse)
+    assert collection_of(name).make(name) == folder
+    with pytest.raises(PermissionError):
+        collection_of(name).make(name.replace("_1_", "_2_"))
+
+
 def test_two_processes_at_once_draw_it_once(root):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         first, second = pool.map(_make, ["shapes_val_8_64px"] * 2)

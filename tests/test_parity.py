@@ -26,8 +26,8 @@ MASK_HEADS = {
 }
 # Mapping: sum of the losses, mean and standard deviation of the refined mask, whole and in tiles, number of parameters
 REFINERS = {
-    "AIRMF": (0.8930435, 0.330293, 0.01772683, 0.3283934, 0.009622719, 81966),
-    "SIRMF": (0.9125595, 0.555427, 0.00340766, 0.5556822, 0.001862991, 66498),
+    "AIRMF": (0.8930435, 0.330293, 0.01772683, 0.3163245, 0.00856467, 81966),
+    "SIRMF": (0.9125595, 0.555427, 0.00340766, 0.5575498, 0.001825635, 66498),
 }
 
 

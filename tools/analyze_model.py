@@ -33,7 +33,7 @@ from airm.evaluation.adaptation import measure_adaptation
 from airm.figures.model import load_dicts, read_samples
 from measuring import AIRM_CONFIGS, CONFIGS, PATCHDCT_CONFIGS
 from patchdct.mask_network import mask_branch_cost
-from pixelmask.cli import add_import, import_code, positive, print_table, run
+from pixelmask.cli import add_import, bounded, import_code, positive, print_table, run
 from pixelmask.config import load_cfgs
 from pixelmask.engine.build import build_model
 from pixelmask.errors import UserError
@@ -154,7 +154,13 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--config-file", action="append", metavar="FILE", help="may be given several times; else PatchDCT's R50 models")
     add("--airm", action="store_true", help="the four models of AIRM's Table 4, instead of these or with --config-file")
     add("--size", nargs=2, type=positive, default=list(PAPERS_SIZE), metavar=("HEIGHT", "WIDTH"), help="AIRM's image")
-    add("--tile-size", type=int, default=512, metavar="N", help="AIRM's tiles; default 512, 0: only the whole image")
+    add(
+        "--tile-size",
+        type=bounded(0, 16384),
+        default=512,
+        metavar="N",
+        help="AIRM's tiles; default 512, 0: only the whole image",
+    )
     add("--adaptation", metavar="SET", help="a data set by name, a folder of any layout, or IMAGES:MASKS")
     add("--weights", metavar="FILE", help="checkpoint of the AIRM whose adaptation is measured")
     add("--json", type=Path, metavar="FILE", help="also write the tables' rows to this file")

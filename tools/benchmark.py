@@ -2,7 +2,7 @@
 """Measure time and peak memory of whole models and of their mask branches, on the same inputs.
 
     python tools/benchmark.py --json benchmark.json
-    python tools/benchmark.py --device cuda --dtype bf16 --config-file a.yaml --config-file b.yaml --instances 100
+    python tools/benchmark.py --device cuda --precision bf16 --config-file a.yaml --config-file b.yaml --instances 100
     python tools/benchmark.py --airm --size 1706 2560 --tile-sizes 0 512 --repeats 3 --warmup 1
 
 Of models that detect instances three parts are measured, of AIRM one:
@@ -38,7 +38,7 @@ import torchvision
 from tqdm import tqdm
 
 from measuring import AIRM_CONFIGS, PARTS, PATCHDCT_CONFIGS, Case, Settings, measure, parts_of
-from pixelmask.cli import add_import, import_code, positive, print_table, run
+from pixelmask.cli import add_import, add_precision, bounded, import_code, positive, print_table, run
 from pixelmask.config import load_cfgs
 from pixelmask.errors import UserError
 from pixelmask.files import write_json
@@ -118,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
         write_json(args.json, {**asdict(settings), **about, "rows": rows}, indent=2)
     height, width = settings.size
     title = (
-        f"{about['device_name']}, {about['threads']} threads, torch {about['torch']}, {settings.dtype}, "
+        f"{about['device_name']}, {about['threads']} threads, torch {about['torch']}, {settings.precision}, "
         f"batch {settings.batch_size}, {height} x {width} pixels"
     )
     show(rows, title)
@@ -148,9 +148,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--size", nargs=2, type=positive, default=[800, 1333], metavar=("HEIGHT", "WIDTH"), help="default 800 1333")
     add("--batch-size", type=positive, default=1, metavar="N", help="default 1")
     add("--repeats", type=positive, default=10, metavar="N", help="default 10")
-    add("--warmup", type=int, default=2, metavar="N", help="default 2")
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads; torch's choice by default")
-    add("--dtype", choices=("float32", "bf16"), default="float32", help="bf16 is torch.autocast")
+    add("--warmup", type=bounded(0, 1000), default=2, metavar="N", help="default 2")
+    add("--threads", type=bounded(0, 1024), default=0, metavar="N", help="CPU threads; torch's choice by default")
+    add_precision(parser)
     add("--channels-last", action="store_true", help="memory format of weights and features")
     add("--compile", action="store_true", help="torch.compile the mask head's layers, or AIRM's encoder")
     add("--json", type=Path, metavar="FILE", help="also write everything to this file")

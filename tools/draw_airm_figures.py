@@ -44,7 +44,7 @@ from airm.figures.model import (
     zoom_windows,
 )
 from airm.figures.runs import category_rows, kernel_size_rows, read_run
-from pixelmask.cli import run
+from pixelmask.cli import positive, run
 from pixelmask.drawing import save_with_numbers
 from pixelmask.errors import UserError
 
@@ -158,7 +158,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
     points = figures.add_parser("parameters", help="Fig. 7: t-SNE of the parameters that AIRMF predicts")
     points.add_argument("data", nargs="+", help="data sets by name, folders of any layout, or IMAGES:MASKS")
-    points.add_argument("--limit", type=int, default=200, help="images, evenly over all sets (%(default)s)")
+    points.add_argument("--limit", type=positive, default=200, help="images, evenly over all sets (%(default)s)")
     points.add_argument("--perplexity", type=float, default=30.0, help="lowered for few images (%(default)s)")
     points.add_argument("--seed", type=int, default=0)
     points.add_argument("--dots", action="store_true", help="coloured by category, instead of thumbnails")
@@ -180,7 +180,7 @@ def argument_parser() -> argparse.ArgumentParser:
         of_model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for of_model in (maps, points):
         side = f"larger images are shrunk to this, at most {LARGEST_SIDE} (%(default)s)"
-        of_model.add_argument("--max-side", type=int, default=MAX_SIDE, metavar="PIXELS", help=side)
+        of_model.add_argument("--max-side", type=positive, default=MAX_SIDE, metavar="PIXELS", help=side)
     for subparser in figures.choices.values():
         subparser.add_argument("--output", type=Path, metavar="FILE", help="default: output/figures/<figure>.png")
     return parser

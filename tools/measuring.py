@@ -25,6 +25,7 @@ from airm.cost import DrawnMaskPass, draw_mask
 from patchdct.mask_network import MaskNetwork
 from pixelmask.config import fitting, load_cfg
 from pixelmask.engine.build import build_model
+from pixelmask.engine.precision import inference_autocast, pool_exactly
 from pixelmask.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -44,7 +45,7 @@ class Settings:
     device: str = "cpu"
     size: tuple[int, int] = (800, 1333)
     batch_size: int = 1
-    dtype: str = "float32"
+    precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
     threads: int = 0
@@ -92,7 +93,7 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
         torch.set_num_threads(settings.threads)
     call = prepare(case, settings)
     memory_before = _peak_memory(settings.device, reset=True)
-    with torch.no_grad(), torch.autocast(settings.device, torch.bfloat16, enabled=settings.dtype == "bf16"):
+    with torch.no_grad(), inference_autocast(settings.precision, torch.device(settings.device))():
         for _ in range(settings.warmup):
             call()
         milliseconds = [_time(call, settings.device) for _ in range(settings.repeats)]
@@ -123,10 +124,12 @@ def prepare(case: Case, settings: Settings) -> Callable[[], Any]:
         raise UserError(f"{case.config_file} has no part {case.part!r} to measure; it has {known}")
     torch.manual_seed(0)
     model = build_model(cfg).eval()
+    if settings.precision != "fp32":
+        pool_exactly(model)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.compile and case.part == "refine":
-        model.encoder.compile()
+        model.compile_inference()
     elif settings.compile:
         head = MaskNetwork(model).head
         name = "predict" if hasattr(head, "predict") else "layers"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from pixelmask.cli import add_import, import_code, positive, run
+from pixelmask.cli import add_import, bounded, import_code, run
 from pixelmask.errors import UserError
 from reporting import write_report
 
@@ -41,8 +41,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="the page to write")
     parser.add_argument("--names", nargs="+", default=[], metavar="NAME", help="what to call the runs")
     parser.add_argument("--data-set", default="", metavar="NAME", help="of the gallery, if there are several")
-    parser.add_argument("--max-images", type=int, default=100, help="in the gallery, spread over the data set; 0: none")
-    parser.add_argument("--image-size", type=positive, default=640, help="longest side in pixels; 640")
+    parser.add_argument(
+        "--max-images", type=bounded(0, 100_000), default=100, help="in the gallery, spread over the data set; 0: none"
+    )
+    parser.add_argument("--image-size", type=bounded(16, 16384), default=640, help="longest side in pixels; 640")
     parser.add_argument("--min-score", type=float, default=0.5, help="detections below it are not shown; 0.5")
     parser.add_argument("--patch-labels", action="store_true", help="run PatchDCT models for the labels of patches")
     parser.add_argument("--overwrite", action="store_true", help="replace the page if it exists")

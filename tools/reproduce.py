@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pixelmask.cli import console, positive, print_table, run
 from pixelmask.errors import UserError
+from pixelmask.files import write_text
 from reproduction import quick
 from reproduction.results import FORMATS, overview, render, results_of
 from reproduction.session import OUTPUT, PARTS, Session
@@ -77,7 +78,7 @@ def show_rows(args: argparse.Namespace, tables: Tables, session: Session) -> Non
     rows = table.select(args.row)
     text = render(table, rows, results_of(table, rows, session), args.format, args.quick)
     if args.to:
-        args.to.write_text(text, encoding="utf-8")
+        write_text(args.to, text)
     else:
         sys.stdout.write(text)
 
@@ -88,7 +89,7 @@ def write_zoo(args: argparse.Namespace, tables: Tables, session: Session) -> Non
         print(f"{len(taken)} rows of {session.output} are now in {OBTAINED}", *taken, sep="\n")
     text = model_zoo(tables, read_obtained())
     if not args.check:
-        MODEL_ZOO.write_text(text, encoding="utf-8")
+        write_text(MODEL_ZOO, text)
     elif not MODEL_ZOO.is_file() or MODEL_ZOO.read_text(encoding="utf-8") != text:
         raise UserError(f"{MODEL_ZOO.name} is not up to date: python tools/reproduce.py zoo")
 

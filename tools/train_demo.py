@@ -10,7 +10,6 @@ download: the data are drawn on first use. Training and evaluation are those of 
 """
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances
-from PIL import Image
 from tqdm import tqdm
 
 from airm import Refiner
@@ -31,10 +29,10 @@ from airm.figures.side_by_side import side_by_side
 from patchdct.data.prepare import prepare_datasets
 from patchdct.figures.panels import compare_panels
 from patchdct.predictor import Predictor
-from pixelmask.cli import positive, run
+from pixelmask.cli import bounded, run, run_tool
 from pixelmask.config import load_cfg
 from pixelmask.files import read_json
-from pixelmask.images import read_picture
+from pixelmask.images import read_picture, write_picture
 from reporting import write_report
 
 SHOWN = ("TEST.EVAL_PERIOD", "100", "VIS_PERIOD", "100")  # curves and pictures of the training itself
@@ -57,7 +55,7 @@ def detect(args: argparse.Namespace, config: Path, weights: Path, folder: Path) 
         image = read_picture(record["file_name"])
         truth = annotations_to_instances(record["annotations"], image.shape[:2], "bitmask").gt_masks.tensor.numpy()
         panels = compare_panels(image, truth, predictor(image), MetadataCatalog.get(name).thing_classes)
-        Image.fromarray(panels).save(folder / f"{Path(record['file_name']).stem}.png")
+        write_picture(folder / f"{Path(record['file_name']).stem}.png", panels)
     results = read_json(weights.parent / "evaluation.json")
     scores = ", ".join(f"{task} AP {results[task]['AP']:.1f}" for task in ("bbox", "segm", "boundary"))
     commands = [
@@ -77,10 +75,10 @@ def refine(args: argparse.Namespace, config: Path, weights: Path, folder: Path) 
     start = time.time()
     refined = Refiner(weights, tile_size=TILE_SIZE).refine(image, coarse, progress=True)
     seconds = time.time() - start
-    Image.fromarray(image).save(folder / "image.jpg", quality=95)
-    Image.fromarray(side_by_side(image, coarse, refined)).save(folder / "side_by_side.jpg", quality=95)
+    write_picture(folder / "image.jpg", image, quality=95)
+    write_picture(folder / "side_by_side.jpg", side_by_side(image, coarse, refined), quality=95)
     for name, mask in (("coarse", coarse), ("refined", refined), ("truth", truth)):
-        Image.fromarray(np.uint8(255) * mask).save(folder / f"{name}.png")
+        write_picture(folder / f"{name}.png", np.uint8(255) * mask)
     before, after = (
         "  ".join(f"{name} {value:.2f}" for name, value in score_mask(mask, truth).items())
         for mask in (coarse, refined)
@@ -110,11 +108,10 @@ def main(args: argparse.Namespace) -> None:
     config, output = Path(f"configs/{name}.yaml"), args.output or Path(folder)
     # In a process of its own, as a user would
     command = [sys.executable, "tools/train_net.py", "--config-file", str(config), *SHOWN, *args.overrides]
-    status = subprocess.run([*command, "OUTPUT_DIR", str(output)]).returncode
+    status = run_tool([*command, "OUTPUT_DIR", str(output)])
     if status:
         raise SystemExit(status)
     weights, pictures = output / "model_final.pth", output / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
     step, figures, commands = show(args, config, weights, pictures)
     report = write_report([output], output / "report.html", **options)
     minutes, lines = (time.time() - start) / 60, "\n  ".join(commands)
@@ -137,9 +134,22 @@ def argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", choices=list(DEMOS), default="patchdct", help="default: %(default)s")
     add("--output", type=Path, help="folder for everything made here; default: output/demo, or output/demo_airm")
-    add("--pictures", type=int, default=8, metavar="N", help="held-out images to draw, of PatchDCT; default 8")
+    add(
+        "--pictures",
+        type=bounded(0, 1000),
+        default=8,
+        metavar="N",
+        help="held-out images to draw, of PatchDCT; default 8",
+    )
     default = [2560, 1706]
-    add("--size", type=positive, nargs=2, default=default, metavar=("WIDTH", "HEIGHT"), help="of AIRM's large image")
+    add(
+        "--size",
+        type=bounded(64, 16384),
+        nargs=2,
+        default=default,
+        metavar=("WIDTH", "HEIGHT"),
+        help="of AIRM's large image",
+    )
     add("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser
 

@@ -89,7 +89,6 @@ def write_histograms(path: Path, records: list[dict[str, Any]]) -> PatchHistogra
     for record in tqdm(records, desc="histograms", unit="image"):
         objects = objects_of(record)
         histograms.add(cut_out(objects, boxes_of(objects)))
-    path.parent.mkdir(parents=True, exist_ok=True)
     histograms.draw(path)
     write_json(path.with_suffix(".json"), histograms.to_json())
     return histograms

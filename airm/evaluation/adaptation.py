@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..coarse_to_fine import CoarseToFine, Tile
+from ..coarse_to_fine import CoarseToFine
 from ..implicit_mapping import MappingParameters
 from ..meta_arch import AIRM
+from ..tiles import Tile
 from .metrics import intersection_and_union, mean_boundary_accuracy
 from .refinement import MaskScores, sum_up
 

@@ -17,7 +17,7 @@ from pixelmask.drawing import Window, find_largest_change
 from pixelmask.errors import UserError
 
 from ..backbone.mix_transformer import MixTransformer
-from ..coarse_to_fine import ALIGNMENT, SMALLEST_SIDE, CoarseToFine, GridAxis, Settings, Tile
+from ..coarse_to_fine import CoarseToFine, Settings
 from ..data.dataset_mapper import RefinementDatasetMapper
 from ..data.datasets import parse_folders
 from ..data.synthetic_dataset import is_synthetic_name, register_synthetic
@@ -25,6 +25,7 @@ from ..evaluation.metrics import intersection_and_union, mean_boundary_accuracy
 from ..evaluation.refinement import MaskScores, sum_up
 from ..implicit_mapping import AIRMF
 from ..meta_arch import AIRM
+from ..tiles import ALIGNMENT, SMALLEST_SIDE, GridAxis, Tile
 
 MAX_SIDE = 512
 LARGEST_SIDE = 1024

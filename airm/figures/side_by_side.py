@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from pixelmask.drawing import (
     PAPER,
@@ -26,6 +25,7 @@ from pixelmask.drawing import (
     write_title,
 )
 from pixelmask.engine.pictures import Mapper
+from pixelmask.images import write_picture
 from pixelmask.rle import decode, to_rle
 
 MASK = (255, 165, 0)
@@ -126,7 +126,6 @@ def draw_overlays(pixels: np.ndarray, coarse: Sequence[Result], refined: Sequenc
         changed = int(np.count_nonzero(old != new))
         if changed > most:
             most, pair = changed, (old, new)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.hstack([before, after])).save(f"{place}.jpg", quality=92)
+    write_picture(f"{place}.jpg", np.hstack([before, after]), quality=92)
     if pair is not None:
-        Image.fromarray(side_by_side(pixels, *pair)).save(f"{place}_change.jpg", quality=92)
+        write_picture(f"{place}_change.jpg", side_by_side(pixels, *pair), quality=92)

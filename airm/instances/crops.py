@@ -28,13 +28,14 @@ from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 from pixelmask.rle import decode, encode, to_rle
 
-from ..coarse_to_fine import grid_axis
 from ..guard import find_resolution, guard_mask
 from ..refine.memory import estimate_peak
 from ..refiner import Refiner
+from ..tiles import grid_axis
 
 SMALLEST_MARGIN = 32  # pixels around an instance; below, the network sees next to nothing of what is not the object
 SIDE_STEP = 32  # sides of crops are multiples of this where the image allows it, so that several have one size
+LARGEST_SIDE = 4096  # to which crops can be enlarged
 BATCH_PIXELS = 2**20  # encoded at once, in batches of more than one crop
 
 Box = Sequence[int]  # left, top, width, height
@@ -87,9 +88,9 @@ class InstanceRefiner:
             raise UserError(f"margin is {margin}; it is a share of an instance's longer side, from 0 up")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it is a number of crops, from 1 up")
-        for name, value in (("min_side", min_side), ("min_area", min_area)):
-            if value < 0:
-                raise UserError(f"{name} is {value}; it is a number of pixels, from 0 up")
+        for name, value, most in (("min_side", min_side, LARGEST_SIDE), ("min_area", min_area, LARGEST_SIDE**2)):
+            if not 0 <= value <= most:
+                raise UserError(f"{name} is {value}; it is a number of pixels, from 0 to {most}")
         self.refiner, self.margin, self.batch_size = refiner or Refiner(), margin, batch_size
         self.min_side, self.min_area = min_side, max(min_area, 1)
 

@@ -81,7 +81,9 @@ def number_images(files: Sequence[Path]) -> list[InstanceImage]:
     return [InstanceImage(number, str(path), path, numbered=True) for number, path in enumerate(files, start=1)]
 
 
-def read_png_folder(folder: str | Path, images: Sequence[InstanceImage], category_id: int) -> list[dict[str, Any]]:
+def read_png_folder(
+    folder: str | Path, images: Sequence[InstanceImage], category_id: int, broken: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Read the masks that a folder has of images, one PNG each, as COCO results with a score of 1.
 
     The masks of the image x.jpg with the id 7 are all PNG files of the sub-folder x or 7, or x.png, x_1.png, x_2.png
@@ -92,6 +94,8 @@ def read_png_folder(folder: str | Path, images: Sequence[InstanceImage], categor
         folder: of the masks.
         images: those without masks are left out.
         category_id: of the results.
+        broken: gets a sentence for each image, by its id as text, that has a mask that cannot be read; without it the
+            first one is an error.
 
     Raises:
         UserError: if there is no such folder, no mask of these images, one that may be of several of them, or one that
@@ -112,9 +116,17 @@ def read_png_folder(folder: str | Path, images: Sequence[InstanceImage], categor
             names = ", ".join(image.name for image, other in stems.items() if other == stem)
             raise UserError(f"{own[0]} may be of several images ({names}); give these one by one, or other names")
         for path in own:
-            entry = {"image_id": image.id, "category_id": category_id, "segmentation": encode(read_mask(path))}
-            results.append({**entry, "score": 1.0, "mask_file": path.relative_to(root).as_posix()})
+            try:
+                entry = {"image_id": image.id, "category_id": category_id, "segmentation": encode(read_mask(path))}
+            except UserError as e:
+                if broken is None:
+                    raise
+                broken.setdefault(str(image.id), str(e))
+            else:
+                results.append({**entry, "score": 1.0, "mask_file": path.relative_to(root).as_posix()})
     if not results:
+        if broken:
+            raise UserError("\n".join(broken.values()))
         raise UserError(
             f"{folder} has no PNG masks of the {len(images)} images: those of x.jpg are x.png, x_1.png, x_2.png, ... "
             "or the PNG files of a sub-folder x, or of one named by the image's id"
@@ -144,6 +156,8 @@ class Work(NamedTuple):
     truth: CocoFile | None
     from_json: bool
     """Whether the results are a JSON file; an image without results is then not to be read."""
+    broken: dict[str, str]
+    """By id as text, why the masks of an image cannot be read."""
 
     @classmethod
     def of(cls, inputs: Sequence[str], masks: str | None, annotations: str | None) -> "Work":
@@ -161,10 +175,10 @@ class Work(NamedTuple):
         if masks and not Path(masks).is_dir():
             results = read_results(masks, truth)
             if truth is None:
-                return cls(images_of_results(results, files), results, None, True)
+                return cls(images_of_results(results, files), results, None, True, {})
             present = {str(result["image_id"]) for result in results}
             images = images_of_annotations(truth.content, files)
-            return cls([image for image in images if str(image.id) in present], results, truth, True)
+            return cls([image for image in images if str(image.id) in present], results, truth, True, {})
         if masks:  # masks may lie beside their images
             files = [p for p in files if p.suffix.lower() != ".png" or Path(masks) not in p.parents] or files
         images = number_images(files)
@@ -173,7 +187,19 @@ class Work(NamedTuple):
             if not images:
                 raise UserError(f"none of the {len(files)} files of --images is an image of {annotations}")
         if not masks:
-            return cls(images, None, truth, False)
+            return cls(images, None, truth, False, {})
         categories = truth.category_ids if truth else []
         category_id = categories[0] if len(categories) == 1 else 1
-        return cls(images, read_png_folder(masks, images, category_id), truth, False)
+        broken: dict[str, str] = {}
+        return cls(images, read_png_folder(masks, images, category_id, broken), truth, False, broken)
+
+
+def in_order(results: Iterable[dict[str, Any]], done: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the refined results of each image at the places of its results; those of other images stay as they are.
+
+    Args:
+        results: of all images, in any order.
+        done: by image id as text, lines whose "refined" are as many results in the same order.
+    """
+    queues = {image_id: iter(entry["refined"]) for image_id, entry in done.items()}
+    return [next(queues.get(str(result["image_id"]), iter([result]))) for result in results]

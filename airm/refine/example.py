@@ -5,10 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from pixelmask.errors import UserError
 from pixelmask.files import whole_or_not_at_all
+from pixelmask.images import write_picture
 
 
 class Example(NamedTuple):
@@ -56,8 +58,7 @@ def write_example(folder: Path) -> tuple[Path, Path]:
             with Image.open(photo) as image:
                 canvas = Image.new("L", image.size)
             ImageDraw.Draw(canvas).polygon(outline, fill=255)
-            with whole_or_not_at_all(mask) as temporary:
-                canvas.save(temporary, "PNG")
+            write_picture(mask, np.asarray(canvas))
         return photo, mask
     raise UserError(
         "no photo to show it with: `pip install scikit-learn`, which `pip install 'pixelmask[figures]'` does too, or "

@@ -1,5 +1,6 @@
 """Which files a refinement is about: images and coarse masks in, masks and pictures out."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,10 @@ class Job(NamedTuple):
     change: Path | None = None
     picture: Path | None = None
 
+    @property
+    def written(self) -> list[Path]:
+        return [path for path in (self.refined, self.change, self.picture) if path]
+
 
 def match_files(images: str, masks: str) -> tuple[list[Match], list[str]]:
     """Match images and coarse masks by their names without extension.
@@ -48,7 +53,7 @@ def match_files(images: str, masks: str) -> tuple[list[Match], list[str]]:
     if Path(images).is_file() and Path(masks).is_file():
         return [Match(Path(images).stem.removesuffix(IMAGE), Path(images), Path(masks))], []
     sides = _list_files(images, "image"), _list_files(masks, "mask")
-    if Path(images).is_dir() and Path(images).resolve() == Path(masks).resolve() and not _has(sides[0], IMAGE):
+    if Path(images).is_dir() and os.path.samefile(images, masks) and not _has(sides[0], IMAGE):
         pngs = [entry for entry in sides[0] if entry[1].suffix.lower() == MASK_EXTENSION]
         sides = [entry for entry in sides[0] if entry not in pngs], pngs
     faults: list[str] = []
@@ -89,9 +94,9 @@ def _by_name(files: Sequence[tuple[str, Path]], own: str, faults: list[str]) -> 
 
 
 def plan_jobs(
-    matches: Sequence[Match], single: bool, output: Path, change: Path | bool, picture: Path | bool, overwrite: bool
-) -> list[Job]:
-    """Say where the results of each match go.
+    matches: Sequence[Match], single: bool, output: Path, change: Path | bool, picture: Path | bool
+) -> dict[str, Job]:
+    """Say where the results of each match go, by its name.
 
     Args:
         matches: of :func:`match_files`.
@@ -99,14 +104,13 @@ def plan_jobs(
         output: of refined masks, NAME.png in a folder.
         change, picture: of these two; True for NAME_change.png and NAME_side_by_side.jpg beside the refined mask,
             False for none.
-        overwrite: whether files may be replaced.
 
     Raises:
-        UserError: if a result would replace an input or another result, or, unless ``overwrite``, any file.
+        UserError: if a result would replace an input or another result.
     """
     if not single and (output.is_file() or output.suffix.lower() in IMAGE_SUFFIXES):
         raise UserError(f"--output {output}: several masks go into a folder")
-    jobs = []
+    jobs: dict[str, Job] = {}
     for name, image, mask in matches:
         refined = _place("--output", output, f"{name}.png", single, LOSSLESS)
         places: list[Path | None] = []
@@ -116,19 +120,16 @@ def plan_jobs(
         ):
             beside = refined.with_name(refined.stem + ending) if place is True else None
             places.append(beside if isinstance(place, bool) else _place(option, place, name + ending, single, suffixes))
-        jobs.append(Job(image, mask, refined, *places))
-    sources = {path.resolve() for job in jobs for path in (job.image, job.mask)}
-    targets: set[Path] = set()
-    for path in (path for job in jobs for path in job[2:] if path):
-        if path.resolve() in sources:
+        jobs[name] = Job(image, mask, refined, *places)
+    sources = {os.path.realpath(path) for job in jobs.values() for path in (job.image, job.mask)}
+    targets: set[str] = set()
+    for path in (path for job in jobs.values() for path in job.written):
+        target = os.path.realpath(path)
+        if target in sources:
             raise UserError(f"{path} is read from; choose another place for what is written")
-        if path.resolve() in targets:
+        if target in targets:
             raise UserError(f"{path} would be written twice; choose different places for masks and pictures")
-        targets.add(path.resolve())
-    existing = [path for path in sorted(targets) if path.exists()]
-    if existing and not overwrite:
-        others = f", and {len(existing) - 1} others" if len(existing) > 1 else ""
-        raise UserError(f"{existing[0]} exists already{others}; choose another --output, or pass --overwrite")
+        targets.add(target)
     return jobs
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from pixelmask.errors import UserError
 
-from ..coarse_to_fine import ALIGNMENT, Settings, grid_axis
+from ..coarse_to_fine import Settings
+from ..tiles import ALIGNMENT, grid_axis
 
 SMALLEST_TILE = 128
 """Tiles below this are mostly halo: the work grows, and what the network sees of the object shrinks."""

@@ -77,11 +77,11 @@ class CityscapesSplit(NamedTuple):
             )
         path = self._json_file()
         version = _fingerprint([self.annotation_dir / f"{frame}{_ANNOTATION}" for frame in frames])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(path)):  # processes that start together wait for the first
-            if _read_version(path) != version:
-                write_json(path, {"info": {"version": version}, **self._coco(frames)})
-                logger.info("wrote the masks of %d images to %s", len(frames), path)
+        if _read_version(path) != version:  # else it may be where nothing can be written
+            with file_lock(str(path)):  # processes that start together wait for the first, which makes the folder
+                if _read_version(path) != version:
+                    write_json(path, {"info": {"version": version}, **self._coco(frames)})
+                    logger.info("wrote the masks of %d images to %s", len(frames), path)
         return load_coco_json(str(path), str(self.image_dir), self.name)
 
     def check(self) -> list[str]:

@@ -49,7 +49,7 @@ def cut_out(annotations: list[dict[str, Any]], boxes: Tensor) -> Tensor:
 
 def objects_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return an image's annotations without crowd regions."""
-    return [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
+    return [annotation for annotation in record["annotations"] if not annotation.get("iscrowd", 0)]
 
 
 def boxes_of(entries: list[dict[str, Any]]) -> Tensor:

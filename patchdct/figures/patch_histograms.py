@@ -8,6 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pixelmask.drawing import save
+
 from ..dct import DCTMaskCodec
 from ..evaluation.upper_bound import boxes_of, cut_out, objects_of
 from ..patches import PatchLabel, classify_patches, split_into_patches
@@ -81,7 +83,7 @@ class PatchHistograms:
                     ax.set_xlabel(f"element {element + 1}")
             row[0].set_ylabel(f"{label.name.lower()}\n% of {total:,}")
         figure.align_ylabels()
-        figure.savefig(path, dpi=150)
+        save(figure, path)
 
 
 def count_patches(records: Iterable[dict[str, Any]], patch_sizes: Sequence[int]) -> tuple[int, dict[int, Tensor]]:

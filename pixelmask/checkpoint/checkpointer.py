@@ -68,9 +68,17 @@ class _SafeReader(Checkpointer):
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        logger.info("%s", self.load_report)
-        # fvcore lists the names; those of another shape would be among the missing ones too
-        super()._log_incompatible_keys(incompatible._replace(missing_keys=self.load_report.missing))
+        report = self.load_report
+        if report.other_shape:
+            lines = (
+                f"{name}: {in_file} in the checkpoint, {in_model} here"
+                for name, in_file, in_model in report.other_shape
+            )
+            logger.warning("%s. These start untrained:\n%s", report, "\n".join(lines))
+        else:
+            logger.info("%s", report)
+        # fvcore lists the names; those of another shape, for which it would warn one by one, are among its missing ones
+        super()._log_incompatible_keys(incompatible._replace(missing_keys=report.missing, incorrect_shapes=[]))
 
 
 class SafeCheckpointer(DetectionCheckpointer, _SafeReader):

@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from ..config import changed
 from ..errors import UserError
 from .coco_file import read_coco
 from .drawn import DrawnSet
@@ -105,6 +106,24 @@ def register_from_config(cfg: CfgNode) -> None:
         if isinstance(entry, str) or len(entry) != 3 or not all(isinstance(part, str) for part in entry):
             raise UserError(f"DATASETS.COCO_FORMAT wants [name, JSON file, image folder] triples, not {entry!r}")
         register_coco_format(*entry)
+
+
+def with_classes_of_data(cfg: CfgNode) -> CfgNode:
+    """Return a config whose MODEL.ROI_HEADS.NUM_CLASSES is that of its first data set of ``DATASETS.COCO_FORMAT``.
+
+    Without one in DATASETS.TRAIN and DATASETS.TEST, and for models that have no such key, it is left as it is.
+
+    Raises:
+        UserError: if that data set's files are faulty.
+    """
+    register_from_config(cfg)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    own = [dataset for dataset in map(DatasetCatalog.data.get, names) if isinstance(dataset, CocoFormat)]
+    if not own or cfg.MODEL.META_ARCHITECTURE not in ARCHITECTURES_WITH_ROI_HEADS:
+        return cfg
+    classes = own[0].check().classes
+    logger.info("MODEL.ROI_HEADS.NUM_CLASSES is %d, the classes of %s", len(classes), own[0].name)
+    return changed(cfg, "MODEL.ROI_HEADS.NUM_CLASSES", len(classes))
 
 
 def check_datasets(cfg: CfgNode, train: bool = True) -> None:

@@ -106,15 +106,9 @@ class DrawnCollection(abc.ABC, Generic[Spec]):
         """
         spec: Any = self.parse(name)
         folder = folder or self.folder(name)
-        with file_lock(str(folder)):
-            if not folder.exists():
-                partial = folder.with_name(folder.name + ".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                images = tqdm(range(spec.images), f"drawing {self.folder_name(spec)}", unit="image", mininterval=1)
-                self.finish(spec, [self.write(spec, index, partial) for index in images], partial)
-                partial.rename(folder)
-                logger.info("drawn: %s", folder)
+        if not folder.exists():  # else it may be where nothing can be written
+            with file_lock(str(folder)):
+                self._draw(spec, folder)
         try:
             version = self.read_version(folder)
         except (OSError, UserError, ValueError, KeyError, TypeError):
@@ -127,6 +121,17 @@ class DrawnCollection(abc.ABC, Generic[Spec]):
                 "delete this folder, and it is made anew"
             )
         return folder
+
+    def _draw(self, spec: Any, folder: Path) -> None:
+        if folder.exists():  # by now
+            return
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        images = tqdm(range(spec.images), f"drawing {self.folder_name(spec)}", unit="image", mininterval=1)
+        self.finish(spec, [self.write(spec, index, partial) for index in images], partial)
+        partial.rename(folder)
+        logger.info("drawn: %s", folder)
 
     def register(self, name: str) -> None:
         """Register a data set by its name; its files are made when its dicts are first asked for.

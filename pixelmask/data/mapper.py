@@ -15,7 +15,7 @@ from .bitmasks import SharedBitMasks
 
 
 class ImageError(UserError):
-    """An image file that is missing, unreadable, truncated or of another size than its annotations say."""
+    """An image file that is missing, unreadable, truncated, too narrow or of another size than its annotations say."""
 
 
 class OwnRandomNumbers:
@@ -57,9 +57,12 @@ class CheckedDatasetMapper(DatasetMapper):
         try:
             with self._random.drawn():
                 sample = super().__call__(dataset_dict)
-        except Exception:
+        except Exception as e:
             check_image(dataset_dict, self.image_format)
-            raise
+            if not isinstance(e, ValueError):
+                raise
+            name = dataset_dict["file_name"]  # so narrow that resizing leaves nothing of it, for one
+            raise ImageError(f"image {name} cannot be used: {e}; take it out of its data set") from None
         instances = sample.get("instances")
         if instances is not None and isinstance(masks := instances.get_fields().get("gt_masks"), BitMasks):
             instances.gt_masks = SharedBitMasks(masks.tensor)

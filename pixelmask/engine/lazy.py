@@ -32,6 +32,7 @@ NEEDED = ("model", "optimizer.params", "lr_multiplier", "dataloader.train", "dat
 # What of a Python config the trainer, the checks of data sets and the checkpointer look up in a YAML config
 PLACES = {
     "OUTPUT_DIR": "train.output_dir",
+    "WANDB_PROJECT": "train.wandb_project",
     "SEED": "train.seed",
     "VIS_PERIOD": "train.vis_period",
     "MODEL.WEIGHTS": "train.init_checkpoint",

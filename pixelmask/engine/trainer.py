@@ -1,6 +1,7 @@
 """Detectron2's trainer with this project's data checks, checkpoints and evaluation."""
 
 import logging
+import signal
 import weakref
 from collections.abc import Mapping
 from functools import partial
@@ -12,24 +13,57 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.engine import DefaultTrainer, HookBase, defaults, train_loop
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from ..checkpoint import SafeCheckpointer
 from ..config import changed
 from ..errors import UserError
 from ..files import write_json
+from ..interruption import Interrupted, check_interrupted, signals_wait, stay_with_parent, was_interrupted
 from .build import build_model
 from .compat import StatefulTrainer, replaced
 from .optimizer import build_optimizer
 from .pictures import Mapper, PredictionPictures, random_numbers_kept
 from .precision import amp_trainer
+from .wandb_writer import build_wandb_writers
 
 logger = logging.getLogger(__name__)
 
 
+class StopAtSignal(HookBase):
+    """Ends a training after an iteration in which SIGTERM or SIGINT came, on all processes after the same one."""
+
+    def after_step(self) -> None:
+        if any(comm.all_gather(was_interrupted())) and self.trainer.iter + 1 < self.trainer.max_iter:
+            check_interrupted()
+            raise Interrupted(signal.SIGTERM)  # of another process
+
+
+class _PatientMapper:
+    """A mapper whose process does not end before its trainer."""
+
+    def __init__(self, mapper: Mapper):
+        self.mapper = mapper
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        stay_with_parent()
+        return self.mapper(dataset_dict)
+
+
+class _WithoutExpected(logging.Filter):
+    """Leaves out the traceback that Detectron2 logs of what is to end in one sentence."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], (UserError, OSError)))
+
+
 class BaseTrainer(StatefulTrainer):
     """DefaultTrainer that checks data, loads checkpoints as data, draws predictions, and can use AMP on any device.
+
+    SIGTERM and SIGINT end a training after the iteration, at once in an evaluation, with a checkpoint to resume from.
 
     A kind of model gives ``draw_prediction``, ``prepare_datasets``, ``build_mapper`` and ``build_evaluator``.
     """
@@ -68,9 +102,29 @@ class BaseTrainer(StatefulTrainer):
         self.checkpointer = SafeCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.config = self.cfg.dump()
         hooks = super().build_hooks()
+        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks.insert(evaluation, StopAtSignal())  # when all of an iteration is done that a checkpoint keeps
         if comm.is_main_process():
             hooks.insert(-1, self.build_pictures(self.cfg, self.checkpointer.model))  # before what writes the events
         return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        return [*build_wandb_writers(self.cfg), *super().build_writers()]
+
+    def train(self) -> Any:
+        loop, expected = logging.getLogger(train_loop.__name__), _WithoutExpected()
+        loop.addFilter(expected)
+        try:
+            with signals_wait():
+                return super().train()
+        except Interrupted as e:
+            if self.iter < self.max_iter:
+                self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+            e.kept = f"{min(self.iter + 1, self.max_iter)} of {self.max_iter} iterations are done and kept in "
+            e.kept += f"{self.cfg.OUTPUT_DIR}; --resume goes on"
+            raise
+        finally:
+            loop.removeFilter(expected)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what a checkpoint keeps of a training; what an older one lacks starts anew, with a warning.
@@ -121,7 +175,7 @@ class BaseTrainer(StatefulTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         if cfg.SEED < 0:  # newer versions of Detectron2 would take it as the seed of the order of images
             cfg = changed(cfg, "SEED", comm.shared_random_seed())
-        return build_detection_train_loader(cfg, mapper=cls.build_mapper(cfg, is_train=True))
+        return build_detection_train_loader(cfg, mapper=_PatientMapper(cls.build_mapper(cfg, is_train=True)))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -136,7 +190,7 @@ class BaseTrainer(StatefulTrainer):
                 if name.endswith(("running_mean", "running_var")):
                     dist.broadcast(buffer, 0)
         # Loaders draw a number: a training is the same, however often it is evaluated
-        with random_numbers_kept(model):
+        with random_numbers_kept(model), signals_wait(False):
             results = cls.evaluate(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "evaluation.json"

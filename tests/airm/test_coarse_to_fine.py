@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from airm.coarse_to_fine import ALIGNMENT, CoarseToFine, Settings, grid_axis, resize_reads, split_axis
+from airm.coarse_to_fine import CoarseToFine, Settings
 from airm.implicit_mapping import query_grid
 from airm.meta_arch import AIRM
+from airm.tiles import ALIGNMENT, BLOCK, grid_axis, place_windows, resize_reads
 from tests.support.models import disc, untrained_airm
 
 
@@ -120,6 +121,26 @@ def test_above_the_first_ratio_only_the_boundary_is_refined():
     assert (refined[:, 200:400, 400:] == 1).all() and (refined[:, :, :100] == 0).all()
 
 
+@pytest.mark.parametrize("mapping", ["AIRMF", "SIRMF"])
+@torch.no_grad()
+def test_only_undecided_pixels_are_asked_for_and_their_answers_are_those_of_all(mapping):
+    """In the windows a grid is asked for instead, and in place of tiles the whole image, undecided everywhere."""
+    settings = Settings(ratios=(0.25, 0.5, 1.0), tile_size=96, undecided=0.4, batch_pixels=20000)
+    model = untrained_airm(MAPPING=mapping, QUERY_INPUTS=["mask", "image", "colour", "local"])
+    asked = []
+    step_at = model.step_at
+    model.step_at = lambda *inputs: asked.append(inputs) or step_at(*inputs)
+    image, mask = make_input(203, 310)
+    refined = model.refine(image, mask, settings)
+    assert 0 < sum(len(inputs[2]) * BLOCK**2 for inputs in asked[-9:]) < 203 * 310 / 2 and len(asked[0][0]) > 1
+    grids = model.coarse_to_fine(model.normalise(image)[None], settings)
+    grids.step_at = grids._step_at
+    torch.testing.assert_close(refined, grids.refine(mask[None])[0], rtol=0, atol=1e-4)
+    everywhere = model.refine(image, mask, replace(settings, tile_size=1024, undecided=0.0))
+    whole = model.refine(image, mask, replace(settings, tile_size=0))
+    torch.testing.assert_close(everywhere, whole, rtol=0, atol=1e-4)
+
+
 class CountWaits(TorchFunctionMode):
     """Counts the calls with which a host waits for a device: what brings values to the one or to the other."""
 
@@ -142,7 +163,11 @@ def test_a_ratio_in_tiles_waits_twice_for_the_device():
     passes = model.coarse_to_fine(model.normalise(image)[None])
     with CountWaits() as counter:
         _, encoded = passes.refine_ratio(1, mask[None])
-    assert len(encoded) > 3 and counter.waits == ["tolist", "to"]
+    assert len(encoded) > 3 and counter.waits == [
+        "cpu",
+        "numpy",
+        "to",
+    ]  # where the mask is undecided, as an array; what is asked
 
 
 @torch.no_grad()
@@ -232,8 +257,12 @@ def test_grids_are_aligned_and_reflect_the_image(n, ratio):
     ("n", "tile", "halo"), [(512, 512, 32), (528, 512, 32), (2624, 512, 32), (96, 64, 16), (4064, 384, 48)]
 )
 def test_windows_cover_the_grid_with_their_halo(n, tile, halo):
-    assert len(split_axis(n, 0, halo)) == 1  # no tiles unless asked for
-    spans = split_axis(n, tile, halo)
+    grid = [grid_axis(n, 1.0, 0), grid_axis(64, 1.0, 0)]
+    everything = np.ones((1, n // BLOCK, 64 // BLOCK), bool)
+    assert len(place_windows(everything, grid, (n, 64), 0, halo)) == 1  # no tiles unless asked for
+    windows = place_windows(everything, grid, (n, 64), tile, halo)
+    assert all(window.tile.cols == (0, 64, 0, 64) for window in windows)
+    spans = [window.tile.rows for window in windows]
     covered = np.concatenate([np.arange(s.low, s.high) for s in spans])
     assert covered.tolist() == list(range(n))
     for span in spans:
@@ -241,6 +270,22 @@ def test_windows_cover_the_grid_with_their_halo(n, tile, halo):
         assert 0 <= span.start <= span.low and span.high <= span.stop <= n
     for left, right in itertools.pairwise(spans):
         assert left.stop - left.high >= halo - 1 and right.low - right.start >= halo - ALIGNMENT // 2
+
+
+def test_windows_are_as_few_as_can_be_and_in_the_middle_of_what_is_needed():
+    """A square ring of 300 pixels in 1024: four windows of 256 pixels with 192 that count, where a grid has 16."""
+    grid, needed = [grid_axis(1024, 1.0, 0)] * 2, np.zeros((2, 256, 256), bool)
+    needed[1, 80:155, 80:155] = True
+    needed[1, 82:153, 82:153] = False
+    windows = place_windows(needed, grid, (1024, 1024), 256, 32)
+    assert len(windows) == 4 and {window.image for window in windows} == {1}
+    answered = np.concatenate([window.blocks for window in windows])
+    assert sorted(answered.tolist()) == np.argwhere(needed[1]).tolist()
+    for _, tile, blocks in windows:
+        for span, of_axis in zip(tile, blocks.T, strict=True):
+            assert (span.low, span.high) == (BLOCK * of_axis.min(), BLOCK * of_axis.max() + BLOCK)
+            assert abs((span.low - span.start) - (span.stop - span.high)) <= ALIGNMENT
+            assert span.start <= span.low - 32 and span.high + 32 <= span.stop
 
 
 @pytest.mark.parametrize(("limit", "passes"), [(0.0, 1), (0.5, 1), (0.8, 2), (1.0, 2)])

@@ -11,7 +11,8 @@ from detectron2.modeling import build_model
 from airm import Refiner
 from airm.coarse_to_fine import Settings
 from airm.exported import ExportedRefiner, RefinementStep, check_refiner, export_refiner
-from airm.query_inputs import BINS, colour_table
+from airm.query_inputs import colour_table
+from airm.query_inputs.colour import BINS
 from patchdct.mask_network import MaskNetwork, export_mask_branch
 from pixelmask.errors import UserError
 from pixelmask.export import TOLERANCE, ExportedFile

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from airm.implicit_mapping import AIRMF, SIRMF, layer_shapes, neighbours, pixel_centres, query_grid
+from airm.implicit_mapping import AIRMF, SIRMF, layer_shapes, neighbours, pixel_centres, query_blocks, query_grid
 from tests.support.equations import literal_logit
 
 WIDTHS = [32, 32, 32, 32]
@@ -128,3 +128,17 @@ def test_bfloat16_autocast_is_near_float32():
     with torch.autocast("cpu", torch.bfloat16):
         near = query_grid(features, parameters, centres, centres, 0.5, 500)
     assert (exact - near).abs().max() < 0.1 and (exact - near).abs().max() > 0
+
+
+@pytest.mark.parametrize("of_each", [False, True], ids=["shared", "of each window"])
+@torch.no_grad()
+def test_small_grids_are_parts_of_a_large_one(of_each):
+    torch.manual_seed(0)
+    features, maps = torch.randn(3, 12, 7, 9), torch.randn(3, 2, 28, 36)
+    mapping = AIRMF(12, [8, 8], 4, [8], "", 2) if of_each else SIRMF(12, [8, 8], 2)
+    rows, cols = torch.rand(20) * 2 - 1, torch.rand(15) * 2 - 1
+    whole = query_grid(features, mapping(features), rows, cols, 0.5, maps=maps)[:, 0]
+    windows = torch.tensor([2, 0, 2, 1, 0])
+    y, x = torch.randint(20, (5, 4)), torch.randint(15, (5, 6))
+    found = query_blocks(features, mapping(features), windows, rows[y], cols[x], 0.5, 50, maps)
+    torch.testing.assert_close(found, whole[windows[:, None, None], y[:, :, None], x[:, None]])

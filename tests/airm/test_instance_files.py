@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from airm.instances.progress import Progress, in_order
 from airm.instances.work import (
     InstanceImage,
     find_instance_images,
     images_of_annotations,
     images_of_results,
+    in_order,
     read_png_folder,
     read_truth,
 )
@@ -166,43 +166,6 @@ def test_png_folder(tmp_path):
     other = InstanceImage(8, "others/y.jpg", Path("others/y.jpg"))
     with pytest.raises(UserError, match=r"y.png may be of several images \(y.jpg, others/y.jpg\)"):
         read_png_folder(tmp_path, [*images, other], 1)
-
-
-def test_progress_survives_an_interruption(tmp_path):
-    path = tmp_path / "progress.jsonl"
-    with Progress(path, {"margin": 0.2, "opts": ("A", 1)}, resume=True) as progress:
-        progress.add(5, refined=[{"image_id": 5, "n": 1}])
-    path.write_text(path.read_text() + '{"image_id": 6, "ref')  # cut off
-    with Progress(path, {"margin": 0.2, "opts": ["A", 1]}, resume=True) as progress:
-        assert list(progress.done) == ["5"]
-        progress.add("6", refined=[])
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
-    with pytest.raises(UserError, match=r"begun with other options \(margin\)"):
-        Progress(path, {"margin": 0.3, "opts": ["A", 1]}, resume=True)
-    with Progress(path, {"margin": 0.3}, resume=False) as progress:
-        assert not progress.done
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[3]", "the first line of {} cannot be used: it is [3], not an object; --overwrite begins anew"),
-        ("{}\n3", "{} cannot be used: entry 0 is 3, not an object"),
-        ('{}\n{"refined": []}', "{} cannot be used: entry 0 has no image_id; --overwrite"),
-        ('{}\n{"image_id": 1}\n{"image_id": []}', "{} cannot be used: entry 1 has the image_id [], not a whole number"),
-        ('{}\n{"image_id": 1, "counts": {"refined": "x"}}', "{} cannot be used: entry 0 has the counts"),
-        ('{}\n{"image_id": 1, "refined": [7]}', "{} cannot be used: entry 0 has the refined [7], not an object"),
-    ],
-)
-def test_progress_that_is_none(tmp_path, text, words):
-    path = tmp_path / "progress.jsonl"
-    path.write_text(text)
-    with pytest.raises(UserError) as e:
-        Progress(path, {}, resume=True)
-    assert words.format(path) in str(e.value)
-    path.write_bytes(b'{}\n\xff\xfe\n{"image_id": 1}\n' + b"[" * 100_000)
-    with Progress(path, {}, resume=True) as progress:  # goes on before what cannot be read
-        assert not progress.done
 
 
 def test_results_keep_their_order():

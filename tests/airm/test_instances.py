@@ -215,6 +215,7 @@ def test_refused_refinements_are_counted_and_masks_stay():
 def test_memory_of_batches_is_bounded(refiner, monkeypatch):
     many = InstanceRefiner(refiner, batch_size=1000)
     padded = (96 + 64) ** 2
+    monkeypatch.setattr(refiner, "settings", replace(refiner.settings, tile_size=0))
     assert many._count_at_once((96, 96)) == 2**20 // padded
     monkeypatch.setattr(refiner, "settings", replace(refiner.settings, tile_size=320))
     assert many._count_at_once((96, 96)) == 320**2 // padded

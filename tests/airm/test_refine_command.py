@@ -1,5 +1,6 @@
 """The command: files, folders and patterns in, masks and pictures out; nothing overwritten, every mistake named."""
 
+import signal
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -197,6 +198,45 @@ def test_bad_files_are_named_and_the_others_done(failure, folders):
     ):
         assert words in error
     assert sorted(p.stem for p in (folders / "out").rglob("*.png")) == ["a", "b", "c"]
+
+
+def test_a_run_that_is_stopped_is_resumed(refine, failure, folders, monkeypatch, capsys):
+    refine("images", "masks", "-o", "whole", "--side-by-side")
+    refined: list[Path] = []
+
+    def stop(self, image, mask, **options):
+        refined.append(image)
+        if len(refined) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return unstopped(self, image, mask, **options)
+
+    unstopped = Refiner.refine
+    monkeypatch.setattr(Refiner, "refine", stop)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        refine("images", "masks", "-o", "out", "--side-by-side")
+    assert left.value.code == 143 and "1 of 3 masks are done and kept; --resume" in capsys.readouterr().err
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "a_side_by_side.jpg", "progress.jsonl"]
+    assert "unfinished run; --resume" in failure("images", "masks", "-o", "out", "--side-by-side")
+    options = ("images", "masks", "-o", "out", "--side-by-side", "--resume")
+    assert "other options (tile_size)" in failure(*options, "--tile-size", 128)
+    content = Path("masks/a.png").read_bytes()
+    coarse().transpose(Image.Transpose.ROTATE_180).save("masks/a.png")
+    assert "masks/a.png has changed since" in failure(*options)
+    Path("masks/a.png").write_bytes(content)
+    refine(*options)
+    assert len(refined) == 4
+    for path in Path("whole").rglob("*.*"):
+        assert Path("out", path.relative_to("whole")).read_bytes() == path.read_bytes()
+    assert not Path("out/progress.jsonl").exists()
+    assert "exists already" in failure(*options)
+
+
+def test_places_that_cannot_be(failure, pair, folders):
+    Path("loop").symlink_to("loop")
+    for place in ("loop/out.png", f"{'x' * 300}.png"):
+        assert place in failure(*pair, "-o", place)
+    assert "loop" in failure("images", "masks", "-o", "loop")
 
 
 def test_one_side_missing(failure, folders):

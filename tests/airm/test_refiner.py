@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from PIL import Image
 
 import airm.refiner
 from airm import InstanceRefiner, Refiner
-from airm.coarse_to_fine import Settings, grid_axis
+from airm.coarse_to_fine import Settings
 from airm.refine.memory import limit_memory
+from airm.tiles import grid_axis
 from pixelmask.errors import UserError
 from tests.support.models import disc, tiny_airm_cfg, tiny_cfg
 
@@ -231,7 +233,9 @@ def test_config_is_given_or_in_the_checkpoint_or_beside_it(weights, tmp_path, rg
     own = tmp_path / "own.pth"
     torch.save({**torch.load(weights), "config": tiny_airm_cfg(TILE_SIZE=160).dump()}, own)
     assert Refiner(own).settings.tile_size == 160
-    assert Refiner(own, config=tmp_path / "config.yaml").settings.tile_size == 0
+    # Without tiles as in the paper's configs, the refiner has some
+    other = Refiner(own, config=tmp_path / "config.yaml")
+    assert other.settings.tile_size == 512 and other.model.settings.tile_size == 0
     assert Refiner(own, tile_size=0).settings.tile_size == 0
 
 
@@ -283,6 +287,8 @@ def test_arguments_that_cannot_be_used(weights, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert "give 'cpu'" in message(Refiner, weights, device="cuda")
     assert "unknown device" in message(Refiner, weights, device="gpu")
+    for device in ("mps", "meta"):
+        assert f"no device {device} here" in message(Refiner, weights, device=device)
     assert "tile_size is 50" in message(Refiner, weights, tile_size=50)
     assert "tile_size is -1" in message(Refiner, weights, tile_size=-1)
     assert "max_memory is 0" in message(Refiner, weights, max_memory=0)
@@ -352,3 +358,27 @@ def test_progress_is_for_large_images(refiner, monkeypatch):
     for side in (70, 71):
         refiner.refine(np.zeros((side, side, 3), np.uint8), np.ones((side, side), bool), progress=True)
     assert seen == [False, True]
+
+
+def test_precision_reaches_the_network_and_hardly_changes_masks(weights):
+    image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    coarse = disc(150, 200, (100, 70), 50).numpy()
+    answers = {}
+    for precision in ("fp32", "bf16"):
+        refiner, dtypes = Refiner(weights, guard=None, precision=precision), []
+        refiner.model.encoder.register_forward_hook(lambda _, args, features, to=dtypes: to.append(features.dtype))
+        answers[precision] = refiner.refine(image, coarse, soft=True), dtypes
+    assert {torch.bfloat16} == set(answers["bf16"][1]) and {torch.float32} == set(answers["fp32"][1])
+    soft, reduced = (answers[precision][0] for precision in answers)
+    assert reduced.dtype == np.float32 and 0 < np.abs(soft - reduced).max() < 0.02
+    assert "known are fp32, bf16, fp16" in message(Refiner, weights, precision="int8")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_compiled_masks_are_the_same(weights):
+    image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    coarse = disc(150, 200, (100, 70), 50).numpy()
+    options = {"guard": None, "tile_size": 128}
+    soft, compiled = (Refiner(weights, compile=x, **options).refine(image, coarse, soft=True) for x in (False, True))
+    np.testing.assert_allclose(compiled, soft, atol=1e-4)

@@ -25,6 +25,8 @@ NOT_RUN = {
     "make types": ".ci/run",
     "make test": ".ci/run",
     "make docs-check": "this check",
+    "make docs-site": ".ci/run",
+    'git clone "$URL" pixelmask && cd pixelmask': "needs a network, and an address",
     "make demo": "docs-check runs what the Makefile calls, tools/train_demo.py, in tools/README.md",
     "make demo-airm": "docs-check runs what the Makefile calls, tools/train_demo.py, in tools/README.md",
     "make demo-photo": "docs-check runs what the Makefile calls, python -m airm.refine --example, in tools/README.md",

@@ -11,10 +11,10 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from airm.affinity import pairs_within
-from airm.coarse_to_fine import grid_axis
 from airm.cost import num_parameters as count
 from airm.implicit_mapping import pixel_centres
 from airm.refine.memory import SMALLEST_CHUNK, SMALLEST_TILE, estimate_peak
+from airm.tiles import grid_axis
 from pixelmask.config import get_cfg, load_cfg
 
 AIRM, REFINING = (Path("docs", f"{name}.md").read_text() for name in ("airm", "refining_images"))

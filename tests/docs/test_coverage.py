@@ -151,8 +151,8 @@ def test_files_that_are_named_exist(page):
                 assert glob.glob(str(ROOT / path)) or glob.glob(str((ROOT / page).parent / path)), f"{page}: {path}"
 
 
-def test_the_layout_in_the_readme_is_that_of_the_tree():
-    (tree,) = (block.code for block in blocks_of("README.md") if block.code.startswith("patchdct/"))
+def test_the_layout_is_that_of_the_tree():
+    (tree,) = (block.code for block in blocks_of("CONTRIBUTING.md") if block.code.startswith("patchdct/"))
     papers, _, others = tree.partition("\n\n")
     airm = papers.index("airm/")
     for half in (slice(airm), slice(airm, None)):
@@ -187,3 +187,7 @@ def has_key(node: Any, key: str) -> bool:
             return False
         node = node[part]
     return True
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8")) <= 8000

@@ -18,7 +18,7 @@ from patchdct.data.prepare import prepare_datasets
 from patchdct.data.shapes_dataset import make_shapes
 from patchdct.predictor import Predictor
 from pixelmask.checkpoint.checkpointer import SafeCheckpointer
-from pixelmask.config import load_cfg
+from pixelmask.config import load_cfg, says
 from pixelmask.data.mapper import CheckedDatasetMapper
 from pixelmask.errors import UserError
 from pixelmask.files import write_json
@@ -54,7 +54,10 @@ def test_the_config_for_a_trained_model_loads(repository):
     Path("datasets/my_set").mkdir()
     Path("datasets/my_set/my_set.yaml").write_text(content)
     cfg = load_cfg("datasets/my_set/my_set.yaml")
-    assert cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskRCNNPatchDCTHead" and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskRCNNPatchDCTHead"
+    # The text has the data tell the number of classes, although a _BASE_ says 80
+    assert not says("datasets/my_set/my_set.yaml", (), "MODEL.ROI_HEADS.NUM_CLASSES")
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 80
     # The figures that the text gives for one GPU
     assert (cfg.SOLVER.BASE_LR / 8, cfg.SOLVER.MAX_ITER * 8, cfg.SOLVER.IMS_PER_BATCH // 8) == (0.00125, 24000, 2)
 

@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from airm.instances.evaluation import compare_instances
-from airm.instances.progress import Progress
 from airm.instances.work import read_truth
 from airm.refiner import find_config
 from patchdct.data.lvis_format import read_lvis
@@ -30,6 +29,7 @@ from pixelmask.data.mapper import check_image
 from pixelmask.errors import UserError
 from pixelmask.evaluation.coco import _GroundTruth
 from pixelmask.images import read_mask, read_picture
+from pixelmask.progress import Item, Progress
 from pixelmask.rle import decode, encode, to_rle
 from reporting.metric_tables import metric_tables
 from reporting.refinement_gallery import _load_figures
@@ -85,15 +85,14 @@ def write_seeds(folder: Path, real_data: Path | None = None) -> None:
     results = [{**a, "score": 0.5 + a["id"] / 10} for a in annotations]
     (folder / "results.json").write_text(json.dumps(results))
     entry = {
-        "image_id": 1,
+        "item": "1",
+        "inputs": {},
         "coarse": results[:1],
         "refined": results[:1],
         "counts": {"refined": 1},
         "size": {"height": H},
     }
-    (folder / "progress.jsonl").write_text(
-        "\n".join(map(json.dumps, ({"margin": 0.2}, entry, {**entry, "image_id": 2})))
-    )
+    (folder / "progress.jsonl").write_text("\n".join(map(json.dumps, ({"margin": 0.2}, entry, {**entry, "item": "2"}))))
     logged = [{"iteration": i, "total_loss": 1 / (i + 1), "lr": 0.1} for i in range(30)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)))
     (folder / "evaluation.json").write_text(json.dumps({"refinement": {"IoU": 90.5, "mBA": float("nan")}}))
@@ -166,7 +165,7 @@ def _results_of(path: Path) -> None:
 
 
 def _progress(path: Path) -> None:
-    with Progress(path, {"margin": 0.2}, resume=True):
+    with Progress(path.parent, {"margin": 0.2}, {"1": Item([]), "2": Item([])}, resume=True):
         pass
 
 

@@ -14,7 +14,14 @@ from pixelmask.export import TOLERANCE, ExportedFile, check_output, need
 from tests.support.models import detections, feature_maps, tiny_cfg
 
 AGNOSTIC = {"PATCH_CLASSES": 2, "CLS_AGNOSTIC_MASK": True}
-TWO_MODULES = {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [1.0] * 3, "PATCH_CLASSES": 1, "PATCH_SIZE": 16}
+TWO_MODULES = {
+    "NUM_STAGE": 3,
+    "MASK_LOSS_PARA_EACH_STAGE": [1.0] * 3,
+    "PATCH_CLASSES": 1,
+    "PATCH_SIZE": 16,
+    "FINE_PROJECTION": 4,
+    "NUM_FUSION": 0,
+}
 
 
 def make_branch(head: str, **options) -> MaskNetwork:

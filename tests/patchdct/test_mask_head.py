@@ -17,6 +17,7 @@ OPTIONS = {
     "no regressor": {"PATCH_REGRESSOR": False},
     "two modules": {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [1.0] * 3},
     "two classes, no regressor": {"PATCH_CLASSES": 2, "PATCH_REGRESSOR": False},
+    "light": {"FINE_PROJECTION": 4, "NUM_FUSION": 0},
 }
 SHAPES = {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in (2, 3, 4, 5)}
 
@@ -241,6 +242,8 @@ def test_in_features_are_those_of_the_mask_head():
         ({"NUM_STAGE": 1}, "NUM_STAGE"),
         ({"NUM_STAGE": 3}, "MASK_LOSS_PARA_EACH_STAGE"),
         ({"FINE_FEATURES": ["p1"]}, "FINE_FEATURES"),
+        ({"FINE_PROJECTION": -1}, "FINE_PROJECTION is -1"),
+        ({"NUM_FUSION": -1}, "NUM_FUSION is -1"),
         ({"DCT_VECTOR_DIM": 20000}, "DCT_VECTOR_DIM"),
         ({"head": "binary_grid", "FINE_FEATURES_RESOLUTION": 42}, "FINE_FEATURES_RESOLUTION 42"),
     ],

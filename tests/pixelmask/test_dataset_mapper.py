@@ -113,6 +113,14 @@ def test_another_size_than_annotated(cfg, tmp_path, is_train):
         CheckedDatasetMapper(cfg, is_train)(dataset_dict)
 
 
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_image_that_resizing_leaves_nothing_of(cfg, tmp_path, is_train):
+    dataset_dict = record(tmp_path, height=1, width=5000)
+    Image.new("RGB", (5000, 1)).save(dataset_dict["file_name"])
+    with pytest.raises(ImageError, match=r"image \S+image\.png cannot be used: .* must be > 0"):
+        CheckedDatasetMapper(cfg, is_train)(dataset_dict)
+
+
 def test_other_errors_stay_what_they_are(cfg, tmp_path):
     dataset_dict = record(tmp_path)
     del dataset_dict["annotations"][0]["bbox"]

@@ -1,15 +1,19 @@
 """AMP: which trainer it takes, in what precision that trains, and what resuming keeps of it."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from torch import nn
 
 from patchdct.trainer import Trainer
 from pixelmask.config import load_cfg
 from pixelmask.engine import BaseTrainer
 from pixelmask.engine.compat import AMP_TAKES_PRECISION
-from pixelmask.engine.precision import Bfloat16Trainer, amp_trainer
+from pixelmask.engine.precision import Bfloat16Trainer, amp_trainer, inference_autocast, set_precision
 from pixelmask.errors import UserError
 from tests.support.training import PATCHDCT, logged_by
 
@@ -112,3 +116,37 @@ def test_a_training_with_amp_on_the_cpu(tmp_path, data_root, dtype):
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()
     assert 0 < logged_by(tmp_path)[-1]["total_loss"] < 100
+
+
+class Pooling(nn.Module):
+    """A convolution, and boxes pooled of what it gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.ones_(self.conv.weight)
+        self.pooler = ROIPooler(1, [1.0], 1, "ROIAlignV2")
+
+    def forward(self, x):
+        maps = self.conv(x)
+        return maps.dtype, self.pooler([maps], [Boxes(torch.tensor([[500.3, 0.0, 501.3, 1.0]]))])
+
+
+def test_inference_in_bfloat16_pools_with_exact_boxes():
+    """Of a ramp, at a place that bfloat16 would round to 500 or 504 pixels, in steps that it can tell."""
+    model, x = Pooling().eval(), (torch.arange(1024.0) // 2)[None, None, None].expand(-1, -1, 2, -1)
+    with torch.no_grad():
+        _, exact = model(x / 512)
+        set_precision(model, "bf16")
+        dtype, found = model(x / 512)
+    assert dtype == torch.bfloat16 and found.item() == pytest.approx(exact.item(), abs=1e-3)
+    model.train()
+    assert model(x)[0] == torch.float32
+
+
+def test_precisions_that_a_device_has_not_are_errors(monkeypatch):
+    with pytest.raises(UserError, match="'int8'; known are fp32, bf16, fp16"):
+        inference_autocast("int8", torch.device("cpu"))
+    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())  # as of versions that stay in float32
+    with pytest.raises(UserError, match="does not infer in fp16 on cpu; give bf16 or fp32"):
+        inference_autocast("fp16", torch.device("cpu"))

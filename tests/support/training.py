@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ import torch
 
 from pixelmask.cli import run
 from pixelmask.engine import launch
+from pixelmask.engine.log import LOGGERS
 from tests.support.models import load_tool
 
 
@@ -135,6 +137,17 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 @contextlib.contextmanager
+def little_space(size: int) -> Iterator[None]:
+    """Files of this process can have this many bytes, as if the disk were full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
 def records_of(name: str, level: int = logging.INFO) -> Iterator[list[logging.LogRecord]]:
     """The records of a logger, of this level and above, that does not pass them on."""
     records: list[logging.LogRecord] = []
@@ -152,7 +165,7 @@ def records_of(name: str, level: int = logging.INFO) -> Iterator[list[logging.Lo
 @contextlib.contextmanager
 def log_handlers_restored() -> Iterator[None]:
     """Take away the handlers added meanwhile: they hold a test's captured streams, which are closed when it ends."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "pixelmask", "patchdct", "airm")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [list(logger.handlers) for logger in loggers]
     try:
         yield

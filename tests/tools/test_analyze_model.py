@@ -70,6 +70,7 @@ def test_parameters(rows):
         ("dct_mask", {"CLS_AGNOSTIC_MASK": False}),
         ("patchdct", {"NUM_STAGE": 3, "MASK_LOSS_PARA_EACH_STAGE": [1.0, 1.0, 1.0]}),
         ("patchdct", {"CLS_AGNOSTIC_MASK": True}),
+        ("patchdct", {"FINE_PROJECTION": 4, "NUM_FUSION": 0}),
     ],
 )
 def test_spent_is_what_torch_itself_counts(head, options):
@@ -121,8 +122,8 @@ def test_airm_has_a_table_of_its_own(tool, config_file, tmp_path, capsys):
     for row in (whole, tiled):
         assert (row["height"], row["width"]) == (96, 160)
         assert row["total"] == row["attention"] + row["encoder"] + row["hypernetwork"] + row["query"]
-    # 80 x 112 padded pixels at ratio 0.5, covered by 2 x 2 windows of 64
-    assert whole["tiles"] == [[1, 1], [1, 1]] and tiled["tiles"][0] == [4, 4]
+    # 80 x 112 padded pixels at ratio 0.5, of which those of the image are in 1 x 2 windows of 64
+    assert whole["tiles"] == [[1, 1], [1, 1]] and tiled["tiles"][0] == [2, 2]
     text = capsys.readouterr().out
     assert text.index("Mask branch") < text.index("one image of 160 x 96") < text.index("tiles of 64")
     assert "1/1 1/1" in text and f"{whole['total'] / 1e9:.1f} G" in text

@@ -101,7 +101,7 @@ def test_dtype_memory_format_and_compile_reach_the_head(config_file, monkeypatch
 
     monkeypatch.setattr(MaskNetwork, "forward", forward)
     monkeypatch.setattr(torch, "compile", lambda function: ("compiled", function.__name__))
-    measure(Case(config_file(), "head", 2), Settings(dtype="bf16", channels_last=True, compile=True, size=(96, 96)))
+    measure(Case(config_file(), "head", 2), Settings(precision="bf16", channels_last=True, compile=True, size=(96, 96)))
     assert seen == {
         "dtype": torch.bfloat16,
         "channels_last": True,
@@ -149,7 +149,7 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
     forward = AffinityEmpoweredEncoder.forward
 
     def record(self, x):
-        sizes.append(tuple(x.shape[2:]))
+        sizes.extend([tuple(x.shape[2:])] * len(x))
         return forward(self, x)
 
     monkeypatch.setattr(AffinityEmpoweredEncoder, "forward", record)
@@ -158,7 +158,7 @@ def test_airm_encodes_only_tiles_on_the_edge_of_a_disc(airm_file, monkeypatch):
     settings = Settings(size=(256, 256), batch_size=2, opts=opts)
     masks = prepare(Case(airm_file, "refine", 1), settings)()
     assert [mask.shape for mask in masks] == [(1, 1, 256, 256)] * 2
-    # A disc of radius 90: all 4 tiles at ratio 0.5; at ratio 1, of 16, neither the 4 inside nor those in the corners.
+    # A disc of radius 90: all 4 tiles at ratio 0.5; at ratio 1, of 16, three bands of 3, 2 and 3 tiles around it.
     # And at both the whole, shrunk to a tile, from which the weights of the mapping are predicted
     assert sizes == [(64, 64)] * 2 * (1 + 4 + 1 + 8)
 
@@ -189,7 +189,7 @@ def test_compile_and_dtype_reach_the_encoder_of_airm(airm_file, monkeypatch):
         return features
 
     monkeypatch.setattr(AffinityEmpoweredEncoder, "_fuse", record)
-    settings = Settings(size=(64, 64), dtype="bf16", compile=True, warmup=0, repeats=1)
+    settings = Settings(size=(64, 64), precision="bf16", compile=True, warmup=0, repeats=1)
     measure(Case(airm_file, "refine", 1), settings)
     assert compiled == [True] and set(dtypes) == {torch.bfloat16}
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import cv2
@@ -159,8 +160,12 @@ def test_video_is_rgb(tmp_path):
         writer.write(red)
     (frame,) = VideoReader(tmp_path / "red.mp4")
     assert np.abs(frame.astype(int) - red).max() < 30
-    with pytest.raises(UserError, match="cannot write video"), VideoWriter(tmp_path / "no" / "red.mp4", 5.0) as writer:
-        writer.write(red)
+    (tmp_path / "no").touch()
+    with pytest.raises(UserError, match=r"cannot write .*no is no folder"), VideoWriter(tmp_path / "no/red.mp4", 5.0):
+        pass
+    with pytest.raises(UserError, match="cannot write video"), VideoWriter(tmp_path / "odd.mp4", 5.0) as writer:
+        writer.write(red[:1, :1])  # which no encoder takes
+    assert not list(tmp_path.glob("odd*"))
 
 
 def test_stages_stand_side_by_side(demo, photos):
@@ -213,10 +218,9 @@ def test_nothing_is_overwritten_unasked(demo, photos, fails):
 
 def test_equal_names_and_inputs_in_the_output_folder_are_kept_apart(tool, tmp_path):
     sources = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.tif", tmp_path / "out" / "y_masks.png", tmp_path / "y.png"]
-    targets = tool.plan_outputs(sources, tmp_path / "out", overwrite=True)
-    assert list(targets) == sources
-    names = ["x_masks.png", "x_masks_2.png", "y_masks_masks.png", "y_masks_2.png"]
-    assert [target.name for target in targets.values()] == names
+    items = tool.plan_outputs(sources, tmp_path / "out")
+    assert [item.inputs for item in items.values()] == [[source] for source in sources]
+    assert list(items) == ["x_masks.png", "x_masks_2.png", "y_masks_masks.png", "y_masks_2.png"]
 
 
 def test_interruption_leaves_what_was_done(demo, tool, photos, tmp_path, monkeypatch):
@@ -226,8 +230,9 @@ def test_interruption_leaves_what_was_done(demo, tool, photos, tmp_path, monkeyp
         return read_picture(path)
 
     monkeypatch.setattr(tool, "read_picture", read)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         demo("--input", photos)
+    assert stopped.value.code == 130
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     assert [Path(image["file_name"]).name for image in images] == ["0.jpg"]
     assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 5
@@ -272,3 +277,62 @@ def test_predictor_agrees_with_that_of_detectron2(detector_weights):
     for field in ("scores", "pred_classes", "pred_masks"):
         assert torch.equal(ours.get(field), theirs.get(field))
     assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_that_is_stopped_is_resumed(demo, tool, photos, tmp_path, monkeypatch, fails, capsys):
+    whole = files_of(demo("--input", photos)[0])
+    (tmp_path / "out").rename(tmp_path / "whole")
+    read: list[str] = []
+
+    def stop(path):
+        read.append(path.name)
+        return signal.raise_signal(signal.SIGTERM) if len(read) == 2 else read_picture(path)
+
+    monkeypatch.setattr(tool, "read_picture", stop)
+    with pytest.raises(SystemExit) as stopped:
+        demo("--input", photos)
+    assert stopped.value.code == 143 and "1 of 3 files are done and kept; --resume" in capsys.readouterr().err
+    kept = files_of(tmp_path / "out")
+    assert kept.keys() == {"0_masks.jpg", "detections.json", "images.json", "progress.jsonl"}
+    assert kept["0_masks.jpg"] == whole["0_masks.jpg"] and len(json.loads(kept["detections.json"])) == 5
+    with fails("has an unfinished run; --resume goes on"):
+        demo("--input", photos)
+    with fails("begun with other options (config)"):
+        demo("--input", photos, "--resume", "TEST.DETECTIONS_PER_IMAGE", "4")
+    picture(72, 60).save(photos / "new.jpg")
+    (photos / "new.jpg").rename(photos / "0.jpg")
+    with fails(f"{photos / '0.jpg'} has changed since"):
+        demo("--input", photos, "--resume")
+    picture(72).save(photos / "0.jpg")
+    demo("--input", photos, "--resume")
+    assert read == ["0.jpg", "1.jpg", "1.jpg", "2.jpg"] and files_of(tmp_path / "out") == whole
+
+
+def test_an_image_that_resizing_leaves_nothing_of_is_named_and_the_others_done(demo, photos, tmp_path, fails):
+    narrow = "an image of 5000 x 1 pixels would become 1333 x 0"
+    Image.new("RGB", (5000, 1)).save(photos / "1.jpg")
+    with fails("1 of 3 files could not be used", f"{photos / '1.jpg'}: {narrow}"):
+        demo("--input", photos)
+    assert (tmp_path / "out/2_masks.jpg").is_file()
+    assert len(json.loads((tmp_path / "out/detections.json").read_text())) == 10
+
+
+def test_names_and_sizes_that_cannot_be(demo, photos, tmp_path, fails):
+    (photos / f"{'x' * 248}.jpg").write_bytes((photos / "0.jpg").read_bytes())
+    with fails("1 of 4 files could not be used", "its name is too long"):
+        demo("--input", photos)
+    with fails(f"{'y' * 300}: File name too long"):
+        demo("--input", photos, "--output", tmp_path / ("y" * 300))
+    (tmp_path / "loop").symlink_to("loop")
+    with fails(str(tmp_path / "loop")):
+        demo("--input", photos, "--output", tmp_path / "loop")
+    with fails("no device mps here"):
+        demo("--input", photos, "--overwrite", "MODEL.DEVICE", "mps")
+    for size in (-7, 1_000_000):
+        with pytest.raises(SystemExit) as refused:
+            demo("--input", photos, "--panel-size", size)
+        assert refused.value.code == 2

@@ -126,7 +126,7 @@ def test_figure_7(airm_weights, tmp_path, dots):
 class LeftQuarter:
     """In place of a model: whatever it encodes, its answer is the left quarter of that."""
 
-    device, mapping, query_inputs = torch.device("cpu"), None, ()
+    device, mapping, query_inputs, step_at = torch.device("cpu"), None, (), None
     coarse_to_fine = AIRM.coarse_to_fine
 
     def __init__(self, settings: Settings):
@@ -144,10 +144,11 @@ def test_steps_have_the_answer_and_the_encoded_tiles_of_each_ratio():
     first, last = refinement_steps(model, torch.zeros(3, 128, 128), torch.ones(1, 128, 128))
     assert (first.size, first.tiles, first.encoded) == ((64, 64), 1, [(0, 0, 128, 128)])
     assert first.mask.shape == (128, 128) and first.mask[:, :32].all() and not first.mask[:, 32:].any()
-    # Windows of 64 every 32 pixels, cores up to the middle of what they share: the edge at 32 is in the left ones alone
+    # Windows of 64 of which 32 count, 48 at the image's edges. The mask's edge at 32 is between two blocks of 4 pixels,
+    # which ask a window that begins at 0, whose left quarter ends at 16
     assert (last.size, last.tiles) == ((128, 128), 9)
-    assert last.encoded == [(0, 0, 48, 48), (0, 48, 48, 80), (0, 80, 48, 128)]
-    assert last.mask[:, :16].all() and not last.mask[:, 16:].any()
+    assert last.encoded == [(28, 0, 36, 48), (28, 48, 36, 80), (28, 80, 36, 128)]
+    assert last.mask[:, :28].all() and not last.mask[:, 28:].any()
     assert refinement_steps(model, torch.zeros(3, 128, 128), torch.zeros(1, 128, 128)) == []
 
 

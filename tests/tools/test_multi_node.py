@@ -4,6 +4,7 @@ import socket
 import subprocess
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from airm import RefinementTrainer
+from airm.data.synthetic_dataset import make_synthetic
+from airm.refine import __main__ as refine
 from tests.support.models import load_tool, refinement_batch, tiny_airm_cfg
 from tests.support.training import AIRM, PATCHDCT, in_two_processes, made_once, metrics_of, same
 
@@ -22,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("data_root")
 
 @pytest.fixture(scope="module")
 def two_processes(shared_folder, drawn_data, trained_patchdct, trained_airm) -> Path:
-    """Of each model a training, in "patchdct" and "airm", and in these an evaluation alone; and AIRM's gradients."""
+    """Of each model a training, in "patchdct" and "airm", and in these an evaluation alone; AIRM's gradients; and what
+    the tools make of folders of images, in "shares"."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(drawn_data))
         work = partial(train_and_evaluate, {PATCHDCT: trained_patchdct, AIRM: trained_airm})
@@ -36,8 +40,23 @@ def train_and_evaluate(trained, folder: Path) -> None:
         alone = ["OUTPUT_DIR", out / "evaluated", "MODEL.WEIGHTS", of_one / "model_final.pth"]
         for arguments in model.arguments("OUTPUT_DIR", out), model.arguments(*alone, options=["--eval-only"]):
             tool.main(tool.argument_parser().parse_args(arguments))
+    for tool, arguments in work_on_folders(trained, folder / "shares"):
+        tool.main(tool.argument_parser().parse_args(arguments))
     rank = comm.get_rank()
     torch.save(gradients(slice(2 * rank, 2 * rank + 2)), folder / f"gradients_{rank}.pth")
+
+
+def work_on_folders(trained, folder: Path) -> list[tuple[ModuleType, list[str]]]:
+    """Each tool that shares images out, and its arguments; of drawn photos with masks beside them."""
+    photos = make_synthetic(AIRM.test_set)
+    detector = ["--config-file", trained[PATCHDCT] / "config.yaml", "--weights", trained[PATCHDCT] / "model_final.pth"]
+    refiner = ["--device", "cpu", "--refiner", trained[AIRM] / "model_final.pth"]
+    commands = [
+        (load_tool("demo"), [*detector, "--input", photos, "--output", folder / "demo", "--score-threshold", 0]),
+        (load_tool("refine_instances"), [*refiner, *detector, "--images", photos, "--output", folder / "instances"]),
+        (refine, [photos, photos, "-o", folder / "refined", "--device", "cpu", "--weights", *refiner[-1:]]),
+    ]
+    return [(tool, [str(argument) for argument in arguments]) for tool, arguments in commands]
 
 
 def gradients(images: slice) -> dict[str, torch.Tensor]:
@@ -80,6 +99,15 @@ def test_airm_has_the_gradients_of_one_process_with_all_images(two_processes):
         assert of_two.keys() == of_one.keys() and "mapping.convs.0.norm.weight" in of_one
         for name, expected in of_one.items():
             torch.testing.assert_close(of_two[name], expected, msg=name)
+
+
+def test_tools_that_share_images_give_the_bytes_of_one_process(two_processes, trained_patchdct, trained_airm, tmp_path):
+    for tool, arguments in work_on_folders({PATCHDCT: trained_patchdct, AIRM: trained_airm}, tmp_path):
+        tool.main(tool.argument_parser().parse_args(arguments))
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    assert len(files) == 17 + 3 + 5
+    assert files == sorted(path.relative_to(two_processes / "shares") for path in two_processes.rglob("shares/*/*"))
+    assert all((tmp_path / file).read_bytes() == (two_processes / "shares" / file).read_bytes() for file in files)
 
 
 # Two machines

@@ -1,6 +1,7 @@
 """The pipeline from the command line: JSON in, JSON out; PNG folders; a detector; evaluation; nothing lost."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -277,8 +278,9 @@ def test_an_interrupted_run_is_resumed(tool, refine, refuses, results, tmp_path,
         return read_picture(path)
 
     monkeypatch.setattr(tool, "read_picture", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         refine(*options)
+    assert stopped.value.code == 130
     assert read == [NAMES[0]] and not (tmp_path / "out" / "refined.json").exists()
     monkeypatch.setattr(tool, "read_picture", lambda path: read.append(path.name) or read_picture(path))
     refuses("has an unfinished run; --resume goes on", *options)
@@ -287,6 +289,83 @@ def test_an_interrupted_run_is_resumed(tool, refine, refuses, results, tmp_path,
     output, _ = refine(*options, "--resume")
     assert read == NAMES and (output / "refined.json").read_text() == expected
     assert not (output / "progress.jsonl").exists()
+
+
+@pytest.fixture
+def stopped(tool, refine, monkeypatch):
+    """A function that runs the tool until SIGTERM comes with the second image."""
+
+    def call(*args: object) -> None:
+        read: list[Path] = []
+
+        def stop(path):
+            read.append(path)
+            return signal.raise_signal(signal.SIGTERM) if len(read) == 2 else read_picture(path)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+            patch.setattr(tool, "read_picture", stop)
+            refine(*args)
+        assert left.value.code == 143
+
+    return call
+
+
+def test_masks_and_images_that_have_changed_are_named(stopped, refine, refuses, photos, tmp_path, capsys):
+    (tmp_path / "masks").mkdir()
+    mask, other = (Image.fromarray(disc(H, W, (30, 22), radius).numpy()) for radius in (9, 12))
+    for name in NAMES:
+        mask.save(tmp_path / "masks" / f"{name[:-4]}.png")
+    options = ("--results", tmp_path / "masks", *UNGUARDED)
+    expected = (refine(*options, output="whole")[0] / "refined.json").read_text()
+    stopped(*options)
+    assert "1 of 3 images are done and kept; --resume" in capsys.readouterr().err
+    first = tmp_path / "masks/000000000003.png"
+    other.save(first)
+    refuses(f"{first} has changed since", *options, "--resume")
+    mask.save(first)
+    other.save(tmp_path / "masks/000000000003_2.png")
+    refuses("masks/000000000003_2.png has been added since", *options, "--resume")
+    (tmp_path / "masks/000000000003_2.png").unlink()
+    content = (photos / "000000000003.jpg").read_bytes()
+    (photos / "000000000003.jpg").write_bytes((photos / NAMES[0]).read_bytes())
+    refuses(f"{photos / '000000000003.jpg'} has changed since", *options, "--resume")
+    (photos / "000000000003.jpg").write_bytes(content)
+    assert (refine(*options, "--resume")[0] / "refined.json").read_text() == expected
+
+
+def test_files_that_have_changed_are_named(stopped, refuses, results, truth, config_file, detector_weights, photos):
+    options = ("--results", results, "--annotations", truth)
+    stopped(*options)
+    write(truth, {**json.loads(truth.read_text()), "info": {}})
+    refuses("other options (annotations (the file))", *options, "--resume")
+    write(results, some_results()[:4])
+    refuses("other options (results (the file), annotations (the file))", *options, "--resume")
+    options = ("--config-file", config_file("patchdct"), "--weights", detector_weights, "--overwrite")
+    stopped(*options)
+    config_file("patchdct", lambda cfg: cfg.merge_from_list(["MODEL.RPN.NMS_THRESH", 0.4]))
+    refuses("other options (config of the detector)", *options[:-1], "--resume")
+
+
+def test_bad_images_and_masks_of_folders_are_named_and_the_others_done(
+    refine, refuses, config_file, detector_weights, photos, tmp_path
+):
+    (tmp_path / "masks").mkdir()
+    for name in NAMES:
+        Image.fromarray(disc(H, W, (30, 22), 9).numpy()).save(tmp_path / "masks" / f"{name[:-4]}.png")
+    bad = tmp_path / "masks/000000000003.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    refuses(["1 images or masks", f"cannot read mask {bad}"], "--results", tmp_path / "masks", *UNGUARDED)
+    assert [r["image_id"] for r in json.loads((tmp_path / "out/refined.json").read_text())] == [7, 12]
+    Image.fromarray(disc(H, W, (30, 22), 9).numpy()).save(bad)
+    output, _ = refine("--results", tmp_path / "masks", *UNGUARDED, "--resume")
+    assert [r["image_id"] for r in json.loads((output / "refined.json").read_text())] == [3, 7, 12]
+    Image.new("RGB", (5000, 1)).save(photos / NAMES[1])
+    options = ("--config-file", config_file("patchdct"), "--weights", detector_weights)
+    narrow = f"{photos / NAMES[1]}: an image of 5000 x 1 pixels would become 1333 x 0"
+    for resume in ([], ["--resume"]):
+        refuses(narrow, *options, *resume, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", output="detected")
+    found = json.loads((tmp_path / "detected/coarse.json").read_text())
+    assert {result["image_id"] for result in found} == {7, 12}
 
 
 def test_a_missing_image_can_be_added(refine, refuses, results, photos, tmp_path):

@@ -243,6 +243,21 @@ def test_own_data_set_needs_no_python(tmp_path):
     assert "boundary" in metrics_of(tmp_path / "out")
 
 
+def test_classes_come_from_the_data_unless_the_config_says_them(tmp_path, fails, capsys, trained_patchdct):
+    triple = coco_set(tmp_path / "data")
+    sets = ["--config-file", PATCHDCT.config, "--dataset", *triple, *PATCHDCT.opts, "INPUT.MASK_FORMAT", "polygon"]
+    sets += ["DATASETS.TRAIN", f"('{triple[0]}',)", "DATASETS.TEST", f"('{triple[0]}',)", "SOLVER.MAX_ITER", "1"]
+    with fails(f"data set {triple[0]} has 1 classes", "set MODEL.ROI_HEADS.NUM_CLASSES 1"):
+        run_train_net([*sets, "OUTPUT_DIR", str(tmp_path / "wrong"), "MODEL.ROI_HEADS.NUM_CLASSES", "8"])
+    assert not (tmp_path / "wrong").exists() and "full config" not in capsys.readouterr().out
+    run_train_net([*sets, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(trained_patchdct / "model_final.pth")])
+    assert load_cfg(str(tmp_path / "config.yaml")).MODEL.ROI_HEADS.NUM_CLASSES == 1
+    said = capsys.readouterr().out
+    assert said.count("8 classes in the checkpoint, 1 in the model") == 2 and "Skip loading" not in said
+    log = (tmp_path / "log.txt").read_text()
+    assert f"NUM_CLASSES is 1, the classes of {triple[0]}" in log and "cls_score.weight: (9, 16) in" in log
+
+
 def test_a_data_set_that_cannot_be_used(tmp_path, fails):
     """Two of the faults that the tests of the format have one by one."""
     two_points = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [1, 1, 9, 9], "segmentation": [[1, 1, 9, 9]]}

@@ -1,11 +1,16 @@
 """The tables of a report: what runs reached, beside what the paper prints."""
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from pixelmask.config import flat
+from reproduction.table_runs import INDIFFERENT
 from reproduction.tables import load_tables
 
 from .reported_runs import ReportedRun
@@ -21,6 +26,8 @@ TITLES = {
     "refinement": "Coarse and refined masks",
 }
 PER_CLASS = "AP-"
+# What a repeat's folder has at the end of its name, in tools/reproduce.py
+SEED = re.compile(r"_seed_\d+")
 UNDEFINED = "–"
 
 
@@ -40,7 +47,8 @@ class Table(NamedTuple):
 def metric_tables(runs: Sequence[ReportedRun]) -> list[Table]:
     """Return a table of each group of metrics of each data set, and the classes' APs of each data set.
 
-    Under a run's row is that of the paper and that of the difference, where the paper has its config.
+    Under a run's row is that of the paper and that of the difference, where the paper has its config. Below all are
+    mean and spread of runs that repeat a training with other seeds.
     """
     tables = []
     for data_set in _unique(name for run in runs for name in run.evaluation):
@@ -52,6 +60,8 @@ def metric_tables(runs: Sequence[ReportedRun]) -> list[Table]:
             rows: list[tuple[str, list[str]]] = []
             for (run, metrics), paper in zip(evaluated, papers, strict=True):
                 rows += _rows(run.name, metrics.get(group, {}), group, keys, paper)
+            for repeats in repeats_of([run for run, _ in evaluated]):
+                rows += _repeat_rows(repeats, data_set, group, keys)
             tables.append(Table(f"{TITLES.get(group, group)} on {data_set}", keys, rows))
         per_class = _per_class_table(data_set, [(run.name, metrics) for run, metrics in evaluated])
         if per_class.rows:
@@ -70,6 +80,27 @@ def _rows(
         pairs = [(metrics.get(key), next(iter(figures), None)) for key, figures in zip(keys, printed, strict=True)]
         rows.append(("difference to the paper's first figure", [_difference(*pair) for pair in pairs]))
     return rows
+
+
+def repeats_of(runs: Sequence[ReportedRun]) -> list[list[ReportedRun]]:
+    """Return the groups of runs whose configs differ in the seed, and else in the folders of runs alone."""
+    groups: dict[str, list[ReportedRun]] = {}
+    for run in runs:
+        values = {key: value for key, value in flat(run.cfg).items() if key not in (*INDIFFERENT, "SEED")}
+        groups.setdefault(SEED.sub("", json.dumps(values, sort_keys=True)), []).append(run)
+    return [group for group in groups.values() if 1 < len(group) == len({run.cfg.SEED for run in group})]
+
+
+def _repeat_rows(
+    repeats: Sequence[ReportedRun], data_set: str, group: str, keys: list[str]
+) -> list[tuple[str, list[str]]]:
+    """Return the mean of repeats and their spread, the largest figure minus the smallest."""
+    values = [[run.evaluation[data_set].get(group, {}).get(key, math.nan) for run in repeats] for key in keys]
+    names = ", ".join(run.name for run in repeats)
+    return [
+        (f"mean of {len(repeats)} seeds: {names}", [_figure(float(np.mean(column))) for column in values]),
+        ("their spread, largest minus smallest", [_figure(float(np.ptp(column))) for column in values]),
+    ]
 
 
 def _per_class_table(data_set: str, evaluated: list[tuple[str, dict[str, dict[str, float]]]]) -> Table:
@@ -92,7 +123,7 @@ def paper_figures(run: ReportedRun, data_set: str) -> PaperFigures:
     Where tables print different figures for the same, all are there, in the tables' order.
     """
     parts = (*Path(run.cfg.OUTPUT_DIR).parts[-3:], *run.folder.resolve().parts[-3:])
-    names = {re.sub(r"_seed_\d+$", "", part) for part in parts}
+    names = {SEED.sub("", part) for part in parts}
     figures: PaperFigures = {}
     for table in load_tables().tables.values():
         for row in table.rows:

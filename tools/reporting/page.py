@@ -26,7 +26,7 @@ from .refinement_gallery import RefinementGallery
 from .reported_runs import Curve, ReportedRun, choose_data_set, read_runs
 
 FOLDER = Path(__file__).parent / "assets"
-SCRIPTS = ("masks.js", "panels.js", "curves.js", "gallery.js", "zoom.js", "main.js")
+SCRIPTS = ("masks.js", "panels.js", "curves.js", "gallery.js", "zoom.js", "link.js", "main.js")
 ACCURACY = re.compile(r"(^|/)(bbox|segm|boundary|refinement|lvis_v[\d.]+_(segm|boundary))/[^/]+$")
 LOSS = re.compile(r"loss")
 

@@ -1,7 +1,6 @@
 """Making what is missing of a table: training, evaluation and measurements, each in a process of its own."""
 
 import logging
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from pixelmask.cli import run_tool
 from pixelmask.config import changed, load_cfg
 from pixelmask.data.roots import datasets_root
 from pixelmask.errors import UserError
@@ -32,8 +32,7 @@ AIRM_SIZE = ("--size", "1706", "2560")
 
 def run_command(command: list[str]) -> None:
     """Run a tool of this project; raise UserError if it fails."""
-    status = subprocess.run(command).returncode
-    if status:
+    if status := run_tool(command):
         raise UserError(f"{Path(command[1]).name} ended with status {status}; what it said is above")
 
 

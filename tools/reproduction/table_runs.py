@@ -14,7 +14,14 @@ from pixelmask.files import read_json, write_json, write_text
 from .tables import COST, TRAINING, UPPER_BOUND, Column, Row
 
 # Keys that say where and how a run is computed, or what it is evaluated on, and not what is trained
-INDIFFERENT = ("OUTPUT_DIR", "DATASETS.TEST", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
+INDIFFERENT = (
+    "OUTPUT_DIR",
+    "WANDB_PROJECT",
+    "DATASETS.TEST",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+)
 MAX_NAMED = 4
 STATES = ("absent", "interrupted", "trained", "evaluated")
 

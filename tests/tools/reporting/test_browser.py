@@ -1,7 +1,10 @@
 """The page in a real browser: what a user sees, clicks and hears. Every test also wants a silent console and net."""
 
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,6 +206,104 @@ def test_every_control_is_in_reach_of_the_keyboard(page):
     find(page, "body").send_keys(Keys.TAB * 40)
     seen = set(page.execute_script("return window.seen"))
     assert {"unit", "class", "run-a", "run-b", "sort", "order", "page-size", "fill", "patches", "Zoom"} <= seen
+
+
+@pytest.mark.parametrize("within", ["body", "#zoom"])
+def test_nothing_is_out_of_reach_of_the_keyboard(page, within):
+    if within == "#zoom":
+        press(page, "#cards button")
+        wait(lambda: page.execute_script("return zoom.image !== null"))
+    page.execute_script(
+        """window.out = new Set([...document.querySelector(arguments[0]).querySelectorAll(
+          "a, button, select, input, summary, [tabindex='0']")].filter((e) => !e.disabled && e.checkVisibility()));
+        window.total = out.size;
+        document.activeElement.blur();
+        document.addEventListener("focusin", ({ target }) => out.delete(target));""",
+        within,
+    )
+    find(page, "#zoom-close" if within == "#zoom" else "body").send_keys(Keys.TAB * 60)
+    assert page.execute_script("return [...out].map((e) => e.outerHTML)") == []
+    assert page.execute_script("return total") > 15
+
+
+def zoom_state(page: Any) -> dict[str, Any]:
+    return page.execute_script("return {open: dialog.open, centre: zoom.centre, factor: zoom.factor}")
+
+
+def test_a_link_leads_to_what_is_shown(page):
+    choose(page, "unit", "objects")
+    choose(page, "sort", "boundary_iou:a")
+    choose(page, "order", "-1")
+    press(page, "#gallery [data-overlay=fill]")
+    press(page, "#gallery [data-panel=truth]")
+    press(page, "#cards > li:nth-child(2) button")
+    wait(lambda: page.execute_script("return zoom.image !== null"))
+    find(page, "#zoom-difference").click()
+    find(page, "#zoom-panels").send_keys(Keys.ARROW_RIGHT)
+    link, shown, cards = ("return location.hash", zoom_state(page), titles(page))
+    x = round(shown["centre"][0], 1)
+    wait(lambda: f"&zoom=8&x={x:g}&" in page.execute_script(link))
+    address = page.execute_script(link)
+    find(page, "#zoom-close").click()
+    wait(lambda: "zoom=" not in page.execute_script(link))
+
+    def shows_the_same() -> bool:
+        state = zoom_state(page)
+        near = np.allclose(state["centre"], shown["centre"], atol=0.05)
+        return state["open"] and state["factor"] == shown["factor"] == 8 and near
+
+    # Into a page that is open, and into one that is opened with it
+    page.execute_script("location.hash = arguments[0]", address)
+    wait(shows_the_same)
+    page.refresh()
+    wait(shows_the_same)
+    assert titles(page) == cards and find(page, "#zoom-heading").text == cards[1]
+    pressed = {
+        b.text: b.get_attribute("aria-pressed") for b in page.find_elements(By.CSS_SELECTOR, "#zoom .toggles button")
+    }
+    assert (pressed["Fill"], pressed["Outlines"], pressed["Truth"]) == ("false", "true", "false")
+    assert Select(find(page, "#sort")).first_selected_option.text == "Boundary IoU of A"
+    page.execute_script("location.hash = '#unit=planets&sort=none&page=99&overlays=x&image=absent.png&zoom=-1'")
+    wait(lambda: not zoom_state(page)["open"])
+    assert titles(page) == [NAMES[0], NAMES[1], "d.png", NAMES[2]]
+
+
+@pytest.fixture(params=[1400, 500])
+def sized(page: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page in windows of several widths, everything unfolded."""
+    size = {"width": request.param, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.execute_script("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    yield page
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_nothing_is_cut_off(sized):
+    wide = """return [...document.querySelectorAll(arguments[0])]
+      .filter((found) => found.scrollWidth > found.clientWidth + 1).map((found) => found.outerHTML)"""
+    drawn_card(sized)
+    assert not sized.execute_script(wide, "html, .controls, #cards > li")
+    press(sized, "#cards button")
+    wait(lambda: sized.execute_script("return zoom.image !== null"))
+    assert not sized.execute_script(wide, "dialog, dialog .controls")
+    size = find(sized, "#zoom-panels canvas").size
+    assert min(size["width"], size["height"]) > 100
+
+
+@pytest.mark.skipif("AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (npm pack axe-core)")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_nothing_to_say(sized, scheme):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    sized.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    sized.execute_script(Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8"))
+    drawn_card(sized)
+    for opened in (False, True):
+        if opened:
+            press(sized, "#cards button")
+            wait(lambda: sized.execute_script("return zoom.image !== null"))
+        found = sized.execute_async_script("axe.run().then(arguments[0])")["violations"]
+        assert not found, [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in found]
+    sized.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 @dataclass(frozen=True)

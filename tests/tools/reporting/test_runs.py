@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pixelmask.errors import UserError
 from reporting.metric_tables import metric_tables
@@ -131,6 +132,26 @@ def test_tables_put_runs_and_the_papers_figures_together(tmp_path):
     assert classes.is_detail and classes.rows == [("cat", ["12.50", "12.50"])]
     run = read_run(write_run(tmp_path / "shapes" / "patchdct_R_50_FPN_1x_coco", ("shapes_val",)))
     assert [len(table.rows) for table in metric_tables([run])] == [1, 1, 1], "these are of the paper's data alone"
+
+
+def test_repeats_have_a_mean_and_a_spread(tmp_path):
+    def repeat(name: str, ap: float, seed: int, **changes: object) -> Path:
+        folder = write_run(tmp_path / name, evaluation={"segm": {"AP": ap, "APl": float("nan")}})
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["MODEL"]["WEIGHTS"] = str(folder / "model_final.pth")
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "SEED": seed, **changes}))
+        return folder
+
+    folders = [repeat(f"a_seed_{seed}", ap, seed) for seed, ap in ((1, 30.0), (2, 33.0), (3, 31.5))]
+    others = [repeat("b", 50.0, 1, VIS_PERIOD=7), repeat("c", 60.0, 1)]  # another config, and other weights
+    (table,) = metric_tables(read_runs([*folders, *others]))
+    assert [name for name, _ in table.rows[:5]] == ["a_seed_1", "a_seed_2", "a_seed_3", "b", "c"]
+    assert table.rows[5:] == [
+        ("mean of 3 seeds: a_seed_1, a_seed_2, a_seed_3", ["31.50", "–"]),
+        ("their spread, largest minus smallest", ["3.00", "–"]),
+    ]
+    (table,) = metric_tables(read_runs([folders[0], repeat("again/a_seed_1", 20.0, 1)], ["one", "same seed"]))
+    assert len(table.rows) == 2
 
 
 def test_records_are_spread_evenly():

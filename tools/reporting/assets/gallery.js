@@ -135,6 +135,7 @@ function showCards() {
     };
     place.replaceChildren(go("Previous page", state.page - 1), `Page ${state.page + 1} of ${pages}`, go("Next page", state.page + 1));
   }
+  writeLink();
 }
 
 // What has changed is only how cards look.

@@ -6,6 +6,7 @@ const HELP = {
   "score": "Of an image the mean of its detections.",
   "Matching": "A detection has the true object of its class with the largest IoU, at least 0.5, the best score first. What belongs together has one colour in all panels.",
   "Order": "What has no value comes last.",
+  "Link": "The page's address leads to what is shown: order, cards, image, part, zoom and overlays. It can be handed on with the file.",
 };
 
 function fillSelect(id, options) {
@@ -23,19 +24,23 @@ function sortOptions() {
   return options;
 }
 
-function refresh() {
-  state.page = 0;
-  chooseEntries();
-  showCards();
-}
+// What each control sets, by its id.
+const CONTROLS = {
+  "unit": (value) => { state.unit = value; },
+  "class": (value) => { state.label = value === "" ? null : Number(value); },
+  "run-a": (value) => { state.a = Number(value); },
+  "run-b": (value) => { state.b = Number(value); },
+  "sort": (value) => { state.sort = value; },
+  "order": (value) => { state.order = Number(value); },
+  "page-size": (value) => { state.pageSize = Number(value); },
+};
 
-function onChange(id, action) {
-  document.getElementById(id).addEventListener("change", (event) => {
-    action(event.target.value);
-    refresh();
-    showLegend();
-    updateToggles();
-  });
+function refresh(page = 0) {
+  state.page = page;
+  chooseEntries();
+  showLegend();
+  updateToggles();
+  showCards();
 }
 
 function showLegend() {
@@ -83,6 +88,7 @@ function updateToggles() {
     button.textContent = overlay ? OVERLAYS[overlay] : panelTitle(panel);
     button.setAttribute("aria-pressed", overlay ? state.overlays[overlay] : state.panels[panel]);
   }
+  writeLink();
 }
 
 function connectGallery() {
@@ -92,20 +98,17 @@ function connectGallery() {
   document.getElementById("run-b").value = state.b;
   document.getElementById("run-b-label").hidden = DATA.runs.length < 2;
   for (const id of ["unit-label", "class-label"]) document.getElementById(id).hidden = !DATA.classes.length;
-  onChange("unit", (value) => { state.unit = value; });
-  onChange("class", (value) => { state.label = value === "" ? null : Number(value); });
-  onChange("run-a", (value) => { state.a = Number(value); });
-  onChange("run-b", (value) => { state.b = Number(value); });
-  onChange("sort", (value) => { state.sort = value; });
-  onChange("order", (value) => { state.order = Number(value); });
-  onChange("page-size", (value) => { state.pageSize = Number(value); });
+  for (const [id, set] of Object.entries(CONTROLS)) {
+    document.getElementById(id).addEventListener("change", ({ target }) => {
+      set(target.value);
+      refresh();
+    });
+  }
   const help = Object.entries(HELP).filter(([name]) => !DATA.isRefinement || !["score", "Matching"].includes(name));
   document.getElementById("help").append(...help.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]));
   makeToggles();
-  updateToggles();
   connectZoom();
-  showLegend();
-  refresh();
+  connectLink();
 }
 
 if (!DATA.sideBySide) {

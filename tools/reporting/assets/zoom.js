@@ -7,7 +7,8 @@ const STEP = 60; // screen pixels of a move
 const zoom = { index: 0, entry: null, view: null, image: null, factor: 1, centre: [0, 0], overlays: new Map() };
 const dialog = document.getElementById("zoom");
 
-async function openZoom(index) {
+// At the part, factor and centre that an address gives, which are NaN where it does not.
+async function openZoom(index, { part = NaN, zoom: factor = NaN, x = NaN, y = NaN } = {}) {
   const entry = entries[index];
   Object.assign(zoom, { index, entry });
   const views = viewsOf(entry.item);
@@ -18,7 +19,9 @@ async function openZoom(index) {
   document.getElementById("zoom-previous").disabled = index === 0;
   document.getElementById("zoom-next").disabled = index === entries.length - 1;
   if (!dialog.open) dialog.showModal();
-  await showView(entry.object === null ? views.length - 1 : 0);
+  await showView(part in views ? part : entry.object === null ? views.length - 1 : 0);
+  if (x >= 0 && y >= 0) zoom.centre = [x, y];
+  if (factor) setFactor(factor);
 }
 
 async function showView(number) {
@@ -78,6 +81,7 @@ function drawZoom() {
     const part = [zoom.centre[0] - width / factor / 2, zoom.centre[1] - height / factor / 2, width / factor, height / factor];
     drawPanel(canvas, zoom.entry, view, panel, image, zoom.overlays.get(panel), part);
   }
+  writeLink();
 }
 
 function redrawZoom() {
@@ -96,6 +100,7 @@ function toDifference() {
 function connectZoom() {
   const onClick = (id, action) => document.getElementById(id).addEventListener("click", action);
   onClick("zoom-close", () => dialog.close());
+  dialog.addEventListener("close", writeLink);
   onClick("zoom-previous", () => openZoom(zoom.index - 1));
   onClick("zoom-next", () => openZoom(zoom.index + 1));
   onClick("zoom-in", () => setFactor(zoom.factor * 2));
