@@ -174,6 +174,8 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
         except UserError as e:
             raise UserError(f"checkpoint {filename} does not fit: {e}") from None
         check_tensors(filename, loaded["model"])
+        if not loaded["model"] and loaded.get("matching_heuristics"):  # which take the best match of none
+            raise UnreadableCheckpoint(f"{filename} is not a checkpoint of this program: it holds no tensors")
         return loaded
 
     def _adapt(self, state: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class CocoFile:
 
     @functools.cached_property
     def category_ids(self) -> list[Any]:
-        return sorted((category["id"] for category in self.content.get("categories", ())), key=in_order)
+        return sorted(category["id"] for category in self.content.get("categories", ()))
 
 
 def find_faults(
@@ -86,6 +86,8 @@ def find_faults(
             )
     for name in _repeated(content.get("categories", ()), "name"):
         yield f"two of its 'categories' have the name {name!r}; give each its own, or merge them"
+    if len({isinstance(category["id"], str) for category in content.get("categories", ())}) > 1:
+        yield "its 'categories' have numbers and texts as ids; make all of them numbers"
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     for number, (height, width) in sizes.items():
         if height * width > MOST_PIXELS:

@@ -323,6 +323,12 @@ def test_ground_truth_that_cannot_be_used(truth, change, words):
     assert read_again(truth) == truth
 
 
+def test_ground_truth_with_ids_of_two_kinds(truth):
+    truth.content["categories"].append({"id": "x", "name": "x"})
+    with pytest.raises(UserError, match="its 'categories' have numbers and texts as ids; make all of them numbers"):
+        read_again(truth)
+
+
 def test_ground_truth_needs_names_of_categories(truth):
     del truth.content["categories"][0]["name"]
     with pytest.raises(UserError, match="category . has no name"):

@@ -17,12 +17,13 @@ from random import Random
 from typing import Any
 
 from pixelmask.errors import UserError
+from reproduction.tables import load_tables
 
 from .mutations import damage
 from .readers import READERS, Reader, write_seeds
 
 MEMORY = 2**30  # bytes beyond the loaded program
-SECONDS = 10  # for one file
+SECONDS = 30  # for one file, of a machine that may have more to do
 OUTCOMES = ("read", "refused", "fault", "memory")
 
 
@@ -51,6 +52,7 @@ def fuzz(
     with tempfile.TemporaryDirectory() as folder:
         real = os.environ.get("REAL_DATA_ROOT")
         write_seeds(Path(folder), Path(real) if real else None)
+        load_tables()  # which would take as long as all else in a process that is new
         while time.monotonic() < end and (most is None or start < most):
             receiver, sender = context.Pipe(duplex=False)
             arguments = (sender, Path(folder), seed, start, most, readers, end)

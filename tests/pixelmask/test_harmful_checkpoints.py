@@ -240,7 +240,13 @@ def test_damaged_and_foreign_pth(tmp_path, write, reason):
     checkpointer.load(save(Model(), tmp_path))  # a failed load leaves nothing behind
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps({"a": np.ones(3000)})[:5000], pickle.dumps([1])])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"hello", pickle.dumps({"a": np.ones(3000)})[:5000], pickle.dumps([1])),
+        *(pickle.dumps({"model": {}, "__author__": "x", "matching_heuristics": True}), pickle.dumps({"blobs": 5})),
+    ],
+)
 def test_damaged_and_foreign_pkl(tmp_path, content):
     path = tmp_path / "model.pkl"
     path.write_bytes(content)
