@@ -14,8 +14,8 @@ class, and the inverse DCT as matrix products. RoI pooling is in neither.
 
 Of AIRM the whole pass from coarse to fine over one image of --size is counted, attention products included: as the
 paper does it, the whole image at once, and in tiles of --tile-size. Tiles are encoded and asked, above the first ratio,
-where the edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter side. Beside it stand the paper's
-figures, and what they are nearest to for a ResNet: one pass at full resolution, the mapping evaluated as printed.
+where the edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter side. Beside it stand the
+paper's figures, and what they are nearest to for a ResNet: one pass at full resolution, the mapping as printed.
 
 --real counts what trained weights really spend: each image of a set is refined, whole and in tiles, and what is encoded
 and asked depends on the network's own answers. Without --weights they are those that come with the project.
@@ -138,10 +138,9 @@ def show_real(data: str, weights: str | None, tile_size: int) -> list[dict[str, 
     lines = []
     for row in rows:
         counts = [f"{row[key] / 1e9:,.1f} G" for key in ("attention", "encoder", "query", "total")]
-        tiles = " ".join(f"{encoded}/{total}" for encoded, total in row["tiles"])
-        size = f"{row['width']} x {row['height']}"
+        encoded = " ".join(f"{some}/{total}" for some, total in row["tiles"])
         how = f"tiles of {row['tile_size']}" if row["tile_size"] else "whole"
-        lines.append([str(row["image"]), size, how, *counts, tiles])
+        lines.append([str(row["image"]), f"{row['width']} x {row['height']}", how, *counts, encoded])
     heads = ("Image", "Size", "Input", "Attention", "Encoder,\nrest", "Query", "Total", "Tiles")
     print_table(f"{data}: multiply-adds of real runs", heads, lines, left=3)
     return rows
