@@ -3,6 +3,7 @@
 
     python tools/analyze_model.py
     python tools/analyze_model.py --airm
+    python tools/analyze_model.py --real refine/composites
     python tools/analyze_model.py --adaptation ecssd --weights model_final.pth
     python tools/analyze_model.py --config-file a.yaml --config-file b.yaml --json cost.json KEY VALUE
 
@@ -12,9 +13,12 @@ in the published code, is not seen by the counter. "Spent here" is what this imp
 class, and the inverse DCT as matrix products. RoI pooling is in neither.
 
 Of AIRM the whole pass from coarse to fine over one image of --size is counted, attention products included: as the
-paper does it, the whole image at once, and in tiles of --tile-size. Tiles are encoded, above the first ratio, where the
-edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter side. Beside it stand the paper's
-figures, and what they are nearest to for a ResNet: one pass at full resolution, the mapping evaluated as printed.
+paper does it, the whole image at once, and in tiles of --tile-size. Tiles are encoded and asked, above the first ratio,
+where the edge of the coarse mask is: a disc, whose diameter is 0.7 of the image's shorter side. Beside it stand the
+paper's figures, and what they are nearest to for a ResNet: one pass at full resolution, the mapping as printed.
+
+--real counts what trained weights really spend: each image of a set is refined, whole and in tiles, and what is encoded
+and asked depends on the network's own answers. Without --weights they are those that come with the project.
 
 --adaptation tells how much the weights that AIRMF predicts depend on the image: IoU and mBA of a set that is refined
 with each image's own weights, and with their mean over the set. SIRMF's change is 0.
@@ -122,8 +126,33 @@ def show_adaptation(data: str, weights: str) -> dict[str, Any]:
     return {"weights": weights, "data": data, "images": len(dicts), **scores}
 
 
+def show_real(data: str, weights: str | None, tile_size: int) -> list[dict[str, Any]]:
+    """Print and return the multiply-adds of refining each image of a set, whole and in tiles."""
+    model, rows = Refiner(weights).model, []
+    for sample in read_samples(load_dicts(data)):
+        size, mask = tuple(sample["image"].shape[1:]), sample["coarse_mask"][None]
+        for tiles in dict.fromkeys((0, tile_size)):
+            cost = pass_cost(model, size, tiles, mask, image=sample["image"])
+            about = {"image": sample["image_id"], "height": size[0], "width": size[1], "tile_size": tiles}
+            rows.append({**about, **cost._asdict(), "total": cost.total})
+    lines = []
+    for row in rows:
+        counts = [f"{row[key] / 1e9:,.1f} G" for key in ("attention", "encoder", "query", "total")]
+        encoded = " ".join(f"{some}/{total}" for some, total in row["tiles"])
+        how = f"tiles of {row['tile_size']}" if row["tile_size"] else "whole"
+        lines.append([str(row["image"]), f"{row['width']} x {row['height']}", how, *counts, encoded])
+    heads = ("Image", "Size", "Input", "Attention", "Encoder,\nrest", "Query", "Total", "Tiles")
+    print_table(f"{data}: multiply-adds of real runs", heads, lines, left=3)
+    return rows
+
+
 def main(args: argparse.Namespace) -> None:
     import_code(args.imports)
+    if args.real:
+        rows = show_real(args.real, args.weights, args.tile_size)
+        if args.json:
+            write_json(args.json, rows, indent=2)
+        return
     if bool(args.adaptation) != bool(args.weights):
         raise UserError("--adaptation SET and --weights FILE go together")
     if args.adaptation:
@@ -162,7 +191,8 @@ def argument_parser() -> argparse.ArgumentParser:
         help="AIRM's tiles; default 512, 0: only the whole image",
     )
     add("--adaptation", metavar="SET", help="a data set by name, a folder of any layout, or IMAGES:MASKS")
-    add("--weights", metavar="FILE", help="checkpoint of the AIRM whose adaptation is measured")
+    add("--real", metavar="SET", help="likewise, whose images are refined to count what that takes")
+    add("--weights", metavar="FILE", help="checkpoint of the AIRM that is measured")
     add("--json", type=Path, metavar="FILE", help="also write the tables' rows to this file")
     add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
