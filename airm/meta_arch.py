@@ -191,7 +191,7 @@ class AIRM(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) RGB in [0, 255] to what the encoder takes, on the model's device."""
-        return images.to(self.device, torch.float32, copy=True).sub_(self.pixel_mean).div_(self.pixel_std)
+        return images.to(self.device, self.pixel_mean.dtype, copy=True).sub_(self.pixel_mean).div_(self.pixel_std)
 
     def colours(self, images: Tensor, masks: Tensor) -> Tensor:
         """Return the table of whole normalised images and masks: see :func:`.query_inputs.colour_table`."""

@@ -1,6 +1,7 @@
 """The fixtures that all tests may ask for, and what they share without asking."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from tests.support.training import AIRM, PATCHDCT, TinyModel, log_handlers_resto
 def restore_log_handlers() -> Iterator[None]:
     with log_handlers_restored():
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heed_ctrl_c() -> None:
+    """Also where the tests were begun in the background by a shell, which has SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

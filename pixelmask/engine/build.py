@@ -18,10 +18,11 @@ def build_model(cfg: CfgNode) -> Any:
     """Build a config's model as Detectron2 does.
 
     Raises:
-        UserError: before it takes more memory than the machine has, and for layers of less than no channels.
+        UserError: before it takes more than half of the memory that the machine has, or one layer more than an 8th, and
+            for layers of less than no channels.
     """
     try:
-        with _Bounded(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        with _Bounded(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2):
             return modeling.build_model(cfg)
     except RuntimeError as e:
         if "negative dimension" not in str(e):
@@ -39,12 +40,14 @@ class _Bounded(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _FACTORIES:
             dtype = (kwargs or {}).get("dtype") or torch.get_default_dtype()
-            self.taken += math.prod(args[0]) * dtype.itemsize
-            if self.taken > self.limit:
+            size = math.prod(args[0]) * dtype.itemsize
+            self.taken += size
+            # The second before much of it is taken: what is out of all bounds comes as one layer among small ones
+            if self.taken > self.limit or size > self.limit // 4:
                 sides = " x ".join(map(str, args[0]))
                 raise UserError(
-                    f"the model takes more than the {self.limit / 2**30:.0f} GiB of memory here, as far as a layer of "
-                    f"{sides}; {_WAY_OUT}"
+                    f"the model takes more than it can have of the {self.limit / 2**29:.0f} GiB of memory here, as far "
+                    f"as a layer of {sides}; {_WAY_OUT}"
                 )
         return func(*args, **(kwargs or {}))
 

@@ -1,5 +1,7 @@
 """Models that no machine has the memory for."""
 
+import resource
+
 import pytest
 import torch
 from detectron2 import modeling
@@ -20,8 +22,10 @@ from tests.support.models import tiny_airm_cfg, tiny_cfg
     ],
 )
 def test_layers_of_terabytes(cfg, key, value, said):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=said):
         build_model(changed(cfg(), key, value))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB: nothing of it is taken
 
 
 def test_a_model_that_fits_is_detectron2s():
