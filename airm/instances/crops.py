@@ -28,7 +28,7 @@ from pixelmask.errors import UserError
 from pixelmask.images import ImageLike, to_rgb
 from pixelmask.rle import decode, encode, to_rle
 
-from ..guard import find_resolution, guard_mask
+from ..guard import GUARD, INSTANCE_GUARD, find_resolution, guard_mask
 from ..refine.memory import estimate_peak
 from ..refiner import Refiner
 from ..tiles import grid_axis
@@ -72,7 +72,8 @@ class InstanceRefiner:
         Args:
             refiner: its tiles, memory limit and guard hold for each crop, and the memory limit for each batch; by
                 default one with the weights that come with the project. Without a ``resolution`` of its own, that of
-                each mask is found by :func:`~airm.guard.find_resolution`.
+                each mask is found by :func:`~airm.guard.find_resolution`; and in place of the default guard stands
+                :data:`~airm.guard.INSTANCE_GUARD`, which is stricter.
             margin: width of what a crop shows around the box of a mask, as a share of the box's longer side; it is at
                 least 32 pixels.
             batch_size: crops that go through the network at once, if they have one size and are not tiled. Good for
@@ -185,10 +186,11 @@ class InstanceRefiner:
         """Return which mask is taken, and that it is "changed" or "unchanged", or why: "emptied" or "refused"."""
         if not (refined >= 0.5).any():
             return mask, "emptied"
-        if self.refiner.guard is not None:
+        guard = INSTANCE_GUARD if self.refiner.guard == GUARD else self.refiner.guard
+        if guard is not None:
             resolution = self.refiner.resolution
             resolution = find_resolution(mask) if resolution is None else resolution
-            refined, refusal, _ = guard_mask(mask, refined, self.refiner.guard, resolution)
+            refined, refusal, _ = guard_mask(mask, refined, guard, resolution)
             if refusal:
                 return mask, "refused"
         after = refined >= 0.5
