@@ -38,8 +38,8 @@ of 80 photos of ECSSD that were held out:
 
 | weights | coarse masks | coarse | refined | command |
 | --- | --- | --- | --- | --- |
-| `airm/pretrained/airm_photo.pth` | perturbed | 83.8/59.8 | 87.8/64.8 | `make photo-model` |
-|  | truth through 28 x 28 | 95.9/70.3 | 96.7/75.1 |  |
+| `airm/pretrained/airm_photo.pth` | perturbed | 83.8/59.8 | 91.2/74.7 | `make photo-model` |
+|  | truth through 28 x 28 | 95.9/70.3 | 97.2/82.8 |  |
 """
 
 
